@@ -1,0 +1,68 @@
+"""Files that are either complete or absent: write to a temporary name, then rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["whole_file", "whole_folder"]
+
+
+def _temporary(path: Path) -> Path:
+    # The suffix stays, since writers choose the format by it; the process id keeps workers apart.
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it to `path` if the block succeeds.
+
+    Args:
+        path: Final path; its folder is created.
+
+    Yields:
+        The path to write to. It is removed if the block raises.
+
+    Examples:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "table.csv"
+        >>> with whole_file(target) as partial:
+        ...     _ = partial.write_text("done")
+        >>> target.read_text()
+        'done'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _temporary(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder and let it take the place of `path` if the block succeeds.
+
+    Args:
+        path: Final path; a folder that is there already is replaced.
+
+    Yields:
+        The empty folder to write to. It is removed if the block raises.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _temporary(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
