@@ -1,0 +1,262 @@
+"""Frames of a video file, one at a time, with the time that the container gives each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmau._checks import check_range
+from mmau.media._container import open_container
+from mmau.media.errors import MediaError, require
+
+__all__ = ["VideoFrame", "VideoInfo", "VideoReader", "rotate_upright"]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container says about the picture, before the frames are read."""
+
+    path: Path
+    """The file."""
+    width: int
+    """Pixels of the upright first frame."""
+    height: int
+    """Pixels of the upright first frame."""
+    rotation: int
+    """Degrees, counter-clockwise, by which stored frames are turned to stand upright: 0 to 270."""
+    average_rate: float | None
+    """Frames per second on average, or `None`. For display; times come from the frames."""
+    duration: float | None
+    """Seconds, or `None` if the container does not say."""
+    num_frames_announced: int | None
+    """How many frames the container announces, or `None` if it does not say."""
+    has_audio: bool
+    """Whether there is a sound track."""
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One decoded frame."""
+
+    index: int
+    """Position in decoding (= display) order, from 0."""
+    time: float
+    """Seconds on the clock of the container."""
+    image: NDArray[np.uint8]
+    """`(h, w, 3)`, RGB, upright."""
+
+
+def rotate_upright(image: NDArray[np.uint8], rotation: float) -> NDArray[np.uint8]:
+    """Turn a stored frame as its container asks.
+
+    Args:
+        image: `(h, w, 3)`, as decoded.
+        rotation: Degrees counter-clockwise, a multiple of 90 (others are rounded down to one).
+
+    Returns:
+        `(h, w, 3)` or `(w, h, 3)`, contiguous.
+
+    Examples:
+        >>> rotate_upright(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), -90)[..., 0]
+        array([[0],
+               [3]], dtype=uint8)
+    """
+    turns = int(rotation // 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+class VideoReader:
+    """Iterate over the frames of a video file.
+
+    Memory does not grow with the length of the file. Variable frame rates, rotated phone videos and
+    damaged packets are handled: times are the container's own, frames come upright, and a packet
+    that cannot be decoded is left out and counted. A reader can be iterated once.
+
+    After the last frame `num_frames` is the number of frames read, `shortfall` how many are missing
+    of those that the container announces, and `warnings` says so in sentences.
+
+    Args:
+        path: Video file, of any format that FFmpeg reads.
+        strict: Raise instead of warn if packets are damaged or frames are missing.
+        num_threads: Decoding threads, 0 for as many as FFmpeg likes.
+
+    Raises:
+        MediaError: If the file is missing, a folder, empty, not a video, or has no picture; while
+            iterating, with `strict`, if frames are missing.
+
+    Examples:
+        Count the frames of a file and see whether that is all of them.
+
+        ```python
+        with VideoReader("talk.mp4") as reader:
+            for frame in reader:
+                print(frame.index, frame.time, frame.image.shape)
+        print(reader.num_frames, reader.warnings)
+        ```
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, strict: bool = False, num_threads: int = 0
+    ) -> None:
+        check_range("num_threads", num_threads, 0)
+        self.path = Path(path)
+        self.strict = strict
+        self.num_frames = 0
+        self.num_damaged_packets = 0
+        self.warnings: list[str] = []
+        self._num_threads = num_threads
+        self._stack = ExitStack()
+        self._frames: Iterator[VideoFrame] | None = None
+        self._info: VideoInfo | None = None
+        self._finished = False
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the container says; known once the reader is entered."""
+        if self._info is None:
+            raise RuntimeError(
+                "VideoReader is a context manager: use `with VideoReader(path) as reader`."
+            )
+        return self._info
+
+    @property
+    def shortfall(self) -> int:
+        """Announced frames that did not come, after the last one was read; 0 before."""
+        announced = self.info.num_frames_announced
+        if not self._finished or announced is None:
+            return 0
+        return max(0, announced - self.num_frames)
+
+    def __enter__(self) -> VideoReader:
+        container = self._stack.enter_context(open_container(self.path))
+        try:
+            self._open(container)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._frames = iter(())
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        self.info  # noqa: B018  (raises outside of `with`)
+        if self._frames is None:
+            raise RuntimeError(f"a VideoReader is read once; open {self.path} again.")
+        frames, self._frames = self._frames, None
+        return frames
+
+    # ------------------------------------------------------------------ inside
+    def _open(self, container: Any) -> None:
+        if not container.streams.video:
+            raise MediaError(f"the file has no picture, only {_kinds(container)}: {self.path}")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = self._num_threads
+        # The rotation is attached to frames, so the first one is decoded before `info` is known.
+        frames = self._decode(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise MediaError(f"not one frame of the video can be decoded: {self.path}")
+        height, width = first[0].image.shape[:2]
+        duration = stream.duration
+        self._info = VideoInfo(
+            path=self.path,
+            width=width,
+            height=height,
+            rotation=first[1] % 360,
+            average_rate=float(stream.average_rate) if stream.average_rate else None,
+            duration=float(duration * stream.time_base)
+            if duration
+            else _seconds(container.duration),
+            num_frames_announced=stream.frames or None,
+            has_audio=bool(container.streams.audio),
+        )
+        self._frames = self._counted(first[0], frames)
+
+    def _decode(self, container: Any, stream: Any) -> Iterator[tuple[VideoFrame, int]]:
+        """Frames and their rotation; a damaged packet is counted and passed over."""
+        av = require("av", purpose="reading video", extra="video")
+        index = 0
+        # One for all frames: setting up the colour conversion costs more than doing it.
+        to_rgb = av.video.reformatter.VideoReformatter()
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+                decoded = packet.decode()
+            except StopIteration:
+                return
+            except (av.error.InvalidDataError, av.error.EOFError) as error:
+                self.num_damaged_packets += 1
+                if self.strict:
+                    raise MediaError(
+                        f"a packet after frame {index} cannot be decoded: {self.path}"
+                    ) from error
+                continue
+            for frame in decoded:
+                stored = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                image = rotate_upright(stored, frame.rotation)
+                yield (
+                    VideoFrame(index=index, time=self._time(frame, index, stream), image=image),
+                    int(frame.rotation),
+                )
+                index += 1
+
+    def _time(self, frame: Any, index: int, stream: Any) -> float:
+        if frame.time is not None:
+            return float(frame.time)
+        if frame.dts is not None:  # AVI stores decoding times only
+            return float(frame.dts * frame.time_base)
+        if not stream.average_rate:
+            raise MediaError(f"the video has neither timestamps nor a frame rate: {self.path}")
+        if not any("no timestamps" in text for text in self.warnings):
+            self.warnings.append(
+                f"frames have no timestamps; {float(stream.average_rate):g} per second assumed: "
+                f"{self.path}"
+            )
+        return float(index / stream.average_rate)
+
+    def _counted(
+        self, first: VideoFrame, frames: Iterator[tuple[VideoFrame, int]]
+    ) -> Iterator[VideoFrame]:
+        self.num_frames = 1
+        yield first
+        for frame, _ in frames:
+            self.num_frames += 1
+            yield frame
+        self._finished = True
+        if self.num_damaged_packets:
+            self.warnings.append(
+                f"{self.num_damaged_packets} damaged packet(s) left out: {self.path}"
+            )
+        if self.shortfall:
+            text = (
+                f"{self.num_frames} frames decoded but the container announces "
+                f"{self.info.num_frames_announced}; the file is cut or damaged: {self.path}"
+            )
+            self.warnings.append(text)
+            if self.strict:
+                raise MediaError(text)
+
+
+def _kinds(container: Any) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+
+
+def _seconds(duration: int | None) -> float | None:
+    return None if duration is None else duration / 1_000_000  # FFmpeg's AV_TIME_BASE
