@@ -1,0 +1,91 @@
+"""How hard the synthetic data are: every knob in one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mmau._checks import check_range
+
+__all__ = ["SyntheticConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """Difficulty and appearance of synthetic clips.
+
+    The defaults are meant to be honest: sound alone cannot tell the episodes apart, a picture is
+    often missing, and whether the face is visible says nothing about what it does.
+
+    Raises:
+        ValueError: If a value is out of range or an interval is upside down.
+
+    Examples:
+        >>> SyntheticConfig().silent
+        0.15
+        >>> SyntheticConfig(hidden=(4.0, 2.0))
+        Traceback (most recent call last):
+        ...
+        ValueError: `hidden` must be (low, high) with low <= high; got (4.0, 2.0).
+    """
+
+    lead: tuple[float, float] = (0.25, 0.6)
+    """Seconds from the start of a sound to the onset of its episode."""
+    silent: float = 0.15
+    """Share of episodes without a sound."""
+    distractors: float = 0.35
+    """Chance that the pause after an episode holds a sound that announces nothing."""
+    pause: tuple[float, float] = (0.6, 2.0)
+    """Seconds from the end of an episode to the sound of the next."""
+    hold: tuple[float, float] = (0.6, 2.0)
+    """Seconds an episode stays at its peak."""
+    rise: tuple[float, float] = (0.12, 0.3)
+    """Seconds from onset to peak."""
+    fall: tuple[float, float] = (0.2, 0.5)
+    """Seconds from peak to nothing."""
+    peak: tuple[float, float] = (0.5, 1.0)
+    """Peak intensity of an episode; each of its AUs reaches 85 to 100 % of it."""
+    faint: float = 0.1
+    """Share of episodes that stay below the label threshold: visible, audible, and labelled 0."""
+    faint_peak: tuple[float, float] = (0.1, 0.34)
+    """Peak intensity of a faint episode."""
+    label_threshold: float = 0.35
+    """Intensity from which an AU is labelled 1."""
+    visible: tuple[float, float] = (1.5, 3.0)
+    """Seconds the face stays in the picture, drawn independently of the episodes."""
+    hidden: tuple[float, float] = (2.0, 4.0)
+    """Seconds the picture shows no face, drawn independently of the episodes; (0, 0) for never."""
+    identity: float = 1.0
+    """Strength of the change of proportions between clips; 0 keeps the photograph's own."""
+    motion: float = 1.0
+    """Strength of head and camera motion; 0 holds still."""
+    exposure: float = 0.06
+    """Standard deviation of the slow change of brightness, as a share."""
+    mirrored: float = 0.5
+    """Chance that a clip shows the photograph mirrored."""
+    face_height: float = 0.5
+    """Height of the face, forehead to chin, as a share of the picture."""
+    sample_rate: int = 44_100
+    """Samples of sound per second, in Hz."""
+    background_noise: float = 0.003
+    """Standard deviation of the noise under all sounds, full scale being 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("silent", "distractors", "faint", "mirrored", "label_threshold"):
+            check_range(name, getattr(self, name), 0, 1)
+        for name in ("identity", "motion", "exposure", "background_noise"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("peak", "faint_peak"):
+            check_range(name, getattr(self, name)[1], 0, 1)
+        check_range("face_height", self.face_height, 0, 1, open_low=True)
+        check_range("sample_rate", self.sample_rate, 8000, 96_000)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, tuple):
+                if len(value) != 2 or not value[0] <= value[1]:
+                    raise ValueError(
+                        f"`{one.name}` must be (low, high) with low <= high; got {value!r}."
+                    )
+                check_range(one.name, value[0], 0)
+        # A ramp of no length would divide by zero, a view of no length would never end.
+        for name in ("rise", "fall", "visible"):
+            check_range(name, getattr(self, name)[0], 0, open_low=True)
