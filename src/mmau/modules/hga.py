@@ -1,0 +1,206 @@
+"""Hierarchical Granularity Alignment: patch tokens to one token per facial region."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmau._checks import check_choice, check_range, check_shapes
+from mmau.functional.region_attention import REGION_ATTENTION_IMPLEMENTATIONS, region_attention
+from mmau.functional.region_pooling import region_pooling
+
+__all__ = ["HGA", "HGAOutput"]
+
+
+class HGAOutput(NamedTuple):
+    """What `HGA` returns."""
+
+    tokens: Tensor
+    """`(..., m, d)`, one aligned token per region."""
+    attention: Tensor | None
+    """`(..., heads, m, p)`, how each region looks at the patches, if asked for; rows sum to 1."""
+
+
+class HGA(nn.Module):
+    r"""Align each facial region with the whole face: local mean, attention over all patches, MLP.
+
+    $$ \hat f_m = \text{MHCA}(Q = f^{loc}_m W_Q,\; K = F W_K,\; V = F W_V), \qquad
+    \tilde f_m = \text{MLP}([\hat f_m \,\|\, f^{loc}_m \,\|\, f^{glob}]) $$
+
+    with $f^{loc}$ and $f^{glob}$ of `region_pooling`. The MLP has one hidden layer with GELU. Its
+    first matrix is kept as three, one for each part of the concatenation, so that nothing is
+    concatenated and the global part is computed once per frame. The keys have no bias: no output
+    depends on it.
+
+    Args:
+        d_visual: Width of the patch tokens.
+        d_model: Width `d` of the region tokens and of the attention.
+        num_heads: Number of attention heads, a divisor of `d_model`.
+        d_hidden: Width of the hidden layer of the MLP; `d_model` if left out.
+        attention: `"folded"`, `"sdpa"`, or `"auto"` (fewer multiply-adds); all three are exact.
+
+    Shape:
+        - patch_tokens: `(..., p, d_visual)`, without CLS or register tokens
+        - weights: `(..., m, p)`, from `LandmarkToPatch`
+        - output: `HGAOutput`, tokens `(..., m, d)`
+
+    Raises:
+        ValueError: If a width is not positive, the heads do not divide `d_model`, or the attention
+            is unknown.
+
+    References:
+        Section 3.2 of the paper, which has `d_visual = d_model = 768`. A wider encoder, such as
+        DINOv2-L with 1024, is mapped by the query, key and value projections.
+
+    Examples:
+        >>> hga = HGA(d_visual=32, d_model=16, num_heads=4)
+        >>> weights = torch.full((2, 13, 9), 1 / 9)
+        >>> out = hga(torch.randn(2, 9, 32), weights, return_attention=True)
+        >>> out.tokens.shape, out.attention.shape
+        (torch.Size([2, 13, 16]), torch.Size([2, 4, 13, 9]))
+    """
+
+    def __init__(
+        self,
+        d_visual: int,
+        d_model: int = 768,
+        num_heads: int = 8,
+        *,
+        d_hidden: int | None = None,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        d_hidden = d_model if d_hidden is None else d_hidden
+        check_range("d_visual", d_visual, 1)
+        check_range("d_model", d_model, 1)
+        check_range("d_hidden", d_hidden, 1)
+        check_choice("attention", attention, REGION_ATTENTION_IMPLEMENTATIONS)
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(
+                "`num_heads` must divide `d_model`; got "
+                f"{num_heads} heads and a width of {d_model}."
+            )
+        self.d_visual, self.d_model, self.d_hidden = d_visual, d_model, d_hidden
+        self.num_heads, self.attention = num_heads, attention
+        self.to_query = nn.Linear(d_visual, d_model)
+        self.to_key = nn.Linear(d_visual, d_model, bias=False)
+        self.to_value = nn.Linear(d_visual, d_model)
+        self.to_output = nn.Linear(d_model, d_model)
+        self.hidden_attended = nn.Linear(d_model, d_hidden)
+        self.hidden_local = nn.Linear(d_visual, d_hidden, bias=False)
+        self.hidden_overall = nn.Linear(d_visual, d_hidden, bias=False)
+        self.to_token = nn.Linear(d_hidden, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights; the split layer as the one `nn.Linear` that it stands for."""
+        for layer in (self.to_query, self.to_key, self.to_value, self.to_output, self.to_token):
+            layer.reset_parameters()
+        bound = 1 / math.sqrt(self.d_model + 2 * self.d_visual)
+        for layer in (self.hidden_attended, self.hidden_local, self.hidden_overall):
+            nn.init.uniform_(layer.weight, -bound, bound)
+        nn.init.uniform_(self.hidden_attended.bias, -bound, bound)
+
+    @classmethod
+    def from_multihead_attention(
+        cls, attention: nn.MultiheadAttention, *, d_hidden: int | None = None
+    ) -> HGA:
+        """Build the module around the weights of an `nn.MultiheadAttention`; the MLP is new.
+
+        Args:
+            attention: Attention whose queries, keys and values have one width. Its key bias, which
+                has no effect, is dropped; so is its dropout.
+            d_hidden: Width of the hidden layer of the MLP.
+
+        Returns:
+            A module with `d_visual = d_model = attention.embed_dim`, on the same device and in the
+            same dtype.
+
+        Raises:
+            ValueError: If keys or values have another width, or `add_bias_kv` or `add_zero_attn` is
+                set, which has no counterpart here.
+
+        Examples:
+            >>> HGA.from_multihead_attention(nn.MultiheadAttention(16, 4)).num_heads
+            4
+        """
+        d_model = attention.embed_dim
+        if attention.kdim != d_model or attention.vdim != d_model:
+            raise ValueError(
+                "`attention` must have keys and values as wide as its queries; got "
+                f"{attention.kdim} and {attention.vdim} against {d_model}."
+            )
+        if attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError("`attention` must not use `add_bias_kv` or `add_zero_attn`.")
+        hga = cls(d_model, d_model, attention.num_heads, d_hidden=d_hidden)
+        hga.to(attention.out_proj.weight)
+        given = dict(attention.named_parameters())  # a bias that is switched off is not in it
+        zero = torch.zeros_like(attention.out_proj.weight[0])
+        query, key, value = given["in_proj_weight"].chunk(3)
+        query_bias, _, value_bias = given.get("in_proj_bias", zero.repeat(3)).chunk(3)
+        with torch.no_grad():
+            hga.to_query.weight.copy_(query)
+            hga.to_query.bias.copy_(query_bias)
+            hga.to_key.weight.copy_(key)
+            hga.to_value.weight.copy_(value)
+            hga.to_value.bias.copy_(value_bias)
+            hga.to_output.weight.copy_(given["out_proj.weight"])
+            hga.to_output.bias.copy_(given.get("out_proj.bias", zero))
+        return hga
+
+    def forward(
+        self, patch_tokens: Tensor, weights: Tensor, *, return_attention: bool = False
+    ) -> HGAOutput:
+        """Align the regions of each frame.
+
+        Args:
+            patch_tokens: `(..., p, d_visual)`.
+            weights: `(..., m, p)`, rows sum to 1, same leading axes.
+            return_attention: Whether to return the attention, too.
+
+        Returns:
+            Region tokens, and the attention or `None`.
+
+        Raises:
+            ValueError: If a shape is wrong; names CLS or register tokens if there are a few too
+                many tokens for the grid.
+        """
+        check_shapes(
+            patch_tokens=(patch_tokens, "... p d_visual"), sizes={"d_visual": self.d_visual}
+        )
+        local, overall = region_pooling(patch_tokens, weights)
+        context, attention = region_attention(
+            self.to_query(local),
+            patch_tokens,
+            self.to_key.weight,
+            self.to_value.weight,
+            self.to_value.bias,
+            num_heads=self.num_heads,
+            implementation=self.attention,
+            return_attention=return_attention,
+        )
+        hidden = (
+            self.hidden_attended(self.to_output(context))
+            + self.hidden_local(local)
+            + self.hidden_overall(overall).unsqueeze(-2)
+        )
+        return HGAOutput(self.to_token(F.gelu(hidden)), attention)
+
+    def extra_repr(self) -> str:
+        """Widths and attention, as `print` shows them."""
+        shown = self.attention
+        if shown == "auto":
+            surplus = self.num_heads * self.d_visual - self.d_model
+            # The number of regions at which folding stops to pay on a large grid.
+            bound = (
+                f" up to {self.d_model * self.d_visual // surplus} regions" if surplus > 0 else ""
+            )
+            shown = f"auto: folded{bound}"
+        return (
+            f"d_visual={self.d_visual}, d_model={self.d_model}, num_heads={self.num_heads}, "
+            f"d_hidden={self.d_hidden}, attention={shown!r}"
+        )

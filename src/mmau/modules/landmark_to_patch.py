@@ -1,0 +1,174 @@
+"""Landmarks to patches, region by region, as a module that knows a landmark scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmau._checks import check_choice, check_mask, check_range, check_shapes
+from mmau.functional.landmark_patches import PatchRegions, landmark_patches
+from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
+
+__all__ = ["LandmarkToPatch"]
+
+
+def _resolve(regions: str | LandmarkScheme | Mapping[str, Sequence[int]]) -> LandmarkScheme:
+    if isinstance(regions, str):
+        return LANDMARK_SCHEMES.get(regions)
+    if isinstance(regions, LandmarkScheme):
+        return regions
+    if not isinstance(regions, Mapping):
+        raise TypeError(
+            "`regions` must be the name of a landmark scheme, a LandmarkScheme, or a table such as "
+            f"{{'nose': (27, 28)}}; got {type(regions).__name__}."
+        )
+    indices = [i for points in regions.values() if isinstance(points, Sequence) for i in points]
+    numbers = [i for i in indices if isinstance(i, int) and i >= 0]
+    # The checks, and their sentences, are those of the scheme.
+    return LandmarkScheme("custom", max(numbers, default=0) + 1, regions)
+
+
+class LandmarkToPatch(nn.Module):
+    """Find the patches under the landmarks of each facial region.
+
+    A patch counts once however many landmarks it holds. Landmarks that are NaN, infinite, off the
+    image or not visible do not count; a derived point (a cheek, the forehead) counts if all points
+    that it is made of are known. A region without a usable landmark is given the weights of the
+    global mean and `valid=False`. The module has no parameters, and its result keeps full
+    precision under autocast and in a half-precision model.
+
+    Args:
+        regions: Name of a landmark scheme (`"ibug68"`, `"mediapipe468"`), a `LandmarkScheme`, or a
+            table of region names to landmark indices.
+        mode: `"points"`, the patches under the landmarks (the paper), or `"bbox"`, the patches of
+            each region's bounding box.
+        coords: `"pixel"`, x from 0 to W, or `"normalized"`, x from 0 to 1. The origin is the
+            top-left corner of the top-left pixel.
+        ring: Number of rings of neighbouring patches to add around each region.
+
+    Shape:
+        - landmarks: `(..., k, 2)`, x right then y down
+        - visible: `(..., k)` bool
+        - output: `PatchRegions`, weights `(..., m, p)` and valid `(..., m)`
+
+    Raises:
+        UnknownComponentError: If there is no scheme of this name.
+        TypeError: If `regions` is none of these, or holds something other than integers.
+        ValueError: If a table names points that do not exist, or an option is out of range.
+
+    References:
+        Section 3.2 of the paper.
+
+    Examples:
+        >>> mapper = LandmarkToPatch("ibug68")
+        >>> landmarks = 224 * torch.rand(2, 68, 2)
+        >>> weights, valid = mapper(landmarks, grid_size=(16, 16), image_size=(224, 224))
+        >>> weights.shape, bool(valid.all())
+        (torch.Size([2, 13, 256]), True)
+    """
+
+    regions: Tensor
+    _derived_bits: Tensor
+
+    def __init__(
+        self,
+        regions: str | LandmarkScheme | Mapping[str, Sequence[int]] = "ibug68",
+        *,
+        mode: Literal["points", "bbox"] = "points",
+        coords: Literal["pixel", "normalized"] = "pixel",
+        ring: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("mode", mode, ("points", "bbox"))
+        check_choice("coords", coords, ("pixel", "normalized"))
+        check_range("ring", ring, 0)
+        self.scheme = _resolve(regions)
+        self.mode, self.coords, self.ring = mode, coords, ring
+        self.register_buffer("regions", self.scheme.region_table(), persistent=False)
+        # As the bits of float32, since `.half()` and `.to(torch.bfloat16)` round every buffer of
+        # floats, and a rounded weight moves the point to another patch.
+        bits = self.scheme.derived_matrix().view(torch.int32)
+        self.register_buffer("_derived_bits", bits, persistent=False)
+
+    @property
+    def num_regions(self) -> int:
+        """Number `m` of regions."""
+        return self.scheme.num_regions
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the regions, in the order of the axis `m`."""
+        return self.scheme.region_names
+
+    def forward(
+        self,
+        landmarks: Tensor,
+        grid_size: tuple[int, int],
+        image_size: tuple[int, int],
+        visible: Tensor | None = None,
+    ) -> PatchRegions:
+        """Map the landmarks of each frame onto its patch grid.
+
+        Args:
+            landmarks: `(..., k, 2)` float32 or float64, in pixels or normalised, as `coords` says.
+            grid_size: Rows and columns `(h, w)` of the patch grid.
+            image_size: Height and width `(H, W)` of the image in pixels.
+            visible: `(..., k)` bool, False for landmarks to leave out.
+
+        Returns:
+            Weights `(..., m, p)`, float32, and valid regions `(..., m)`.
+
+        Raises:
+            TypeError: If the landmarks are of low precision or `visible` is not bool.
+            ValueError: If the number of landmarks is not that of the scheme, or the coordinates are
+                obviously in the other unit.
+        """
+        check_shapes(landmarks=(landmarks, "... k 2"))
+        check_mask("visible", visible)
+        given, needed = landmarks.shape[-2], self.scheme.num_points
+        if given < needed if self.scheme.name == "custom" else given != needed:
+            hint = "; the irises come last: landmarks[..., :468, :]" if given == needed + 10 else ""
+            raise ValueError(
+                f"`landmarks` must have {needed} points for the regions of "
+                f"{self.scheme.name!r}; got {given}{hint}."
+            )
+        if visible is not None and visible.shape != landmarks.shape[:-1]:
+            raise ValueError(
+                f"`visible` must have shape {tuple(landmarks.shape[:-1])}, one flag per landmark; "
+                f"got {tuple(visible.shape)}."
+            )
+        if self._derived_bits.shape[0]:
+            landmarks, visible = self._append_derived(landmarks, visible)
+        return landmark_patches(
+            landmarks,
+            self.regions,
+            grid_size,
+            image_size,
+            visible=visible,
+            mode=self.mode,
+            coords=self.coords,
+            ring=self.ring,
+        )
+
+    def _append_derived(self, landmarks: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add the derived points and say which of all points are known."""
+        known = torch.isfinite(landmarks).all(-1)
+        if visible is not None:
+            known = known & visible
+        matrix = self._derived_bits.view(torch.float32).to(landmarks.dtype)
+        with torch.autocast(landmarks.device.type, enabled=False):
+            # A NaN times a weight of zero is NaN: unknown points are set to zero first.
+            derived = matrix @ torch.where(known.unsqueeze(-1), landmarks, 0.0)
+        needed = matrix != 0
+        derived_known = (known.unsqueeze(-2) | ~needed).all(-1)
+        return torch.cat((landmarks, derived), -2), torch.cat((known, derived_known), -1)
+
+    def extra_repr(self) -> str:
+        """Scheme and options, as `print` shows them."""
+        return (
+            f"{self.scheme.name!r}, num_regions={self.num_regions}, mode={self.mode!r}, "
+            f"coords={self.coords!r}, ring={self.ring}"
+        )
