@@ -7,6 +7,7 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+LINT := $(VENV)-lint
 
 # Without it two busy cores spend most of their time waiting for each other.
 export OMP_WAIT_POLICY := PASSIVE
@@ -27,16 +28,22 @@ $(READY): pyproject.toml constraints.txt requirements/headless.txt
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[encoders,video,plot,docs,dev]"
 	touch $@
 
+# pydoclint brings a fork of docstring_parser that would take the place of the one tyro needs.
+$(LINT)/.ready: constraints.txt
+	test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt pydoclint
+	touch $@
+
 demo: $(READY)
 	$(BIN)/python recipes/affwild2_au.py demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not gpu and not browser"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not gpu and not browser"
 
-lint: $(READY)
+lint: $(READY) $(LINT)/.ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pydoclint src/mmau
+	$(LINT)/bin/pydoclint -q src/mmau
 
 format: $(READY)
 	$(BIN)/python -m ruff check --fix .
@@ -45,9 +52,11 @@ format: $(READY)
 type: $(READY)
 	$(BIN)/python -m mypy
 
+# A strict build writes before it fails, so the site is published only when it succeeded.
 docs: $(READY)
 	$(BIN)/python docs/_gallery.py examples build/gallery
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir build/site
+	rm -rf site && mv build/site site
 
 browser: $(READY)
 	$(BIN)/python -m pytest -q -m browser tests/docs

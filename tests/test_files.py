@@ -5,12 +5,23 @@ import pytest
 from mmau._files import whole_file, whole_folder
 
 
+def write_half(path):
+    with whole_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError("disk full")
+
+
+def fill_half(path):
+    with whole_folder(path) as partial:
+        (partial / "third").touch()
+        raise RuntimeError("disk full")
+
+
 def test_failure_leaves_the_old_file_and_no_partial_one(tmp_path):
     target = tmp_path / "a.csv"
     target.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(target) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_half(target)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
@@ -21,8 +32,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path):
         with whole_folder(target) as partial:
             (partial / name).touch()
     assert [p.name for p in target.iterdir()] == ["second"]
-    with pytest.raises(RuntimeError), whole_folder(target) as partial:
-        (partial / "third").touch()
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="disk full"):
+        fill_half(target)
     assert [p.name for p in target.iterdir()] == ["second"]
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]

@@ -2,6 +2,42 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0.dev0"
+from mmau._version import __version__
+from mmau.action_units import AU_NAMES
+from mmau.models.detector import AUDetector
+from mmau.modules import (
+    AGSSM,
+    HGA,
+    TCN,
+    AGSSMBlock,
+    AsymmetricCrossAttention,
+    AsymmetricLoss,
+    AudioGuidedSelection,
+    FocalLoss,
+    HGAOutput,
+    LandmarkToPatch,
+    MaskedBCELoss,
+    RegionMerge,
+    TemporalTransformer,
+    VisionMamba,
+)
 
-__all__: list[str] = []
+__all__ = [
+    "AGSSM",
+    "AU_NAMES",
+    "HGA",
+    "TCN",
+    "AGSSMBlock",
+    "AUDetector",
+    "AsymmetricCrossAttention",
+    "AsymmetricLoss",
+    "AudioGuidedSelection",
+    "FocalLoss",
+    "HGAOutput",
+    "LandmarkToPatch",
+    "MaskedBCELoss",
+    "RegionMerge",
+    "TemporalTransformer",
+    "VisionMamba",
+    "__version__",
+]
