@@ -7,7 +7,13 @@ from mmau.functional.landmark_patches import PatchRegions, landmark_patches
 from mmau.functional.masked_bce_loss import masked_bce_loss
 from mmau.functional.region_attention import region_attention
 from mmau.functional.region_pooling import PooledRegions, region_pooling
-from mmau.functional.selective_scan import SCAN_BACKENDS, ScanBackend, selective_scan
+from mmau.functional.selective_scan import (
+    SCAN_BACKENDS,
+    ScanBackend,
+    half_life,
+    resolve_scan_backend,
+    selective_scan,
+)
 from mmau.functional.time_alignment import AlignedFeatures, interpolate_features
 
 __all__ = [
@@ -19,10 +25,12 @@ __all__ = [
     "asymmetric_loss",
     "asymmetric_posterior",
     "focal_loss",
+    "half_life",
     "interpolate_features",
     "landmark_patches",
     "masked_bce_loss",
     "region_attention",
     "region_pooling",
+    "resolve_scan_backend",
     "selective_scan",
 ]
