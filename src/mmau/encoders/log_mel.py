@@ -1,0 +1,146 @@
+"""Log-mel energies: the audio encoder that needs no weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmau._checks import check_range, check_shapes
+from mmau.encoders.framing import Framing, check_waveform
+from mmau.encoders.protocols import AudioFeatures
+
+__all__ = ["LogMelEncoder", "mel_filterbank"]
+
+_FEATURES_AT_ONCE = 4096
+
+
+def mel_filterbank(
+    num_mels: int, num_bins: int, sample_rate: int, low: float, high: float
+) -> Tensor:
+    """Return triangular filters that are equally spaced on the mel scale.
+
+    Args:
+        num_mels: Number of filters.
+        num_bins: Number of frequency bins from 0 Hz to half the sample rate.
+        sample_rate: Samples per second.
+        low: Lower edge of the first filter, in Hz.
+        high: Upper edge of the last filter, in Hz.
+
+    Returns:
+        `(num_bins, num_mels)` float32, each filter's peak at most 1.
+
+    References:
+        O'Shaughnessy's formula, `2595 log10(1 + f / 700)`.
+    """
+
+    def to_mel(hertz: float) -> float:
+        return 2595.0 * math.log10(1.0 + hertz / 700.0)
+
+    points = torch.linspace(to_mel(low), to_mel(high), num_mels + 2, dtype=torch.float64)
+    edges = 700.0 * (10.0 ** (points / 2595.0) - 1.0)
+    bins = torch.linspace(0, sample_rate / 2, num_bins, dtype=torch.float64)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp_min(0).float()
+
+
+class LogMelEncoder(nn.Module):
+    r"""Turn a waveform into log-mel energies, one vector every `hop` seconds.
+
+    $$ y = \tfrac14 \log \bigl(1 + \textstyle\sum_f M_f |X_f|^2 / \epsilon \bigr) $$
+
+    which is 0 for silence and about 4 for a full-scale tone. It has no parameters.
+
+    With `causal`, nothing that lies after a feature's time has gone into it, nor into a linear
+    interpolation between two features: windows end at their time, silence is put in front of the
+    first sample, and a feature is stamped one hop after its window's end, because interpolation
+    looks at the next feature.
+
+    Args:
+        num_mels: Number of mel bands, the width of a feature.
+        window: Length of a window in seconds.
+        hop: Time from one feature to the next in seconds.
+        low: Lowest frequency in Hz.
+        high: Highest frequency in Hz, at most half the sample rate.
+        floor: Energy that counts as silence.
+        causal: Whether a feature may only depend on samples before its time.
+        sample_rate: Samples per second.
+
+    Shape:
+        - waveform: `(b, n)`, float in [-1, 1]
+        - lengths: `(b,)`, number of real samples of each; all `n` if left out
+        - output: `AudioFeatures`, `(b, s, num_mels)`, times in seconds, mask
+
+    Examples:
+        >>> encoder = LogMelEncoder(num_mels=24)
+        >>> features, times, mask = encoder(torch.zeros(1, 16000))
+        >>> features.shape, features.abs().max().item(), times[0, 0].item()
+        (torch.Size([1, 49, 24]), 0.0, 0.0199)
+    """
+
+    _filters: Tensor
+    _taper: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_mels: int = 64,
+        window: float = 0.04,
+        hop: float = 0.02,
+        low: float = 60.0,
+        high: float = 7600.0,
+        floor: float = 1e-3,
+        causal: bool = False,
+        sample_rate: int = 16000,
+    ) -> None:
+        super().__init__()
+        check_range("num_mels", num_mels, 1)
+        check_range("hop", hop, 1 / sample_rate)
+        check_range("window", window, hop)
+        check_range("low", low, 0, high, open_high=True)
+        check_range("high", high, low, sample_rate / 2, open_low=True)
+        check_range("floor", floor, 0, open_low=True)
+        self.d_out = num_mels
+        self.sample_rate = sample_rate
+        self.floor = floor
+        self.causal = causal
+        size, step = round(window * sample_rate), round(hop * sample_rate)
+        self.framing = (
+            Framing(size, step, sample_rate, start=-size, stamp=float(size + step))
+            if causal
+            else Framing(size, step, sample_rate)
+        )
+        filters = mel_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
+        if not bool((filters.sum(0) > 0).all()):
+            raise ValueError(
+                f"`num_mels` is too large for a window of {window} s: some of the {num_mels} bands "
+                f"contain no frequency bin; use fewer bands or a longer window."
+            )
+        self.register_buffer("_filters", filters, persistent=False)
+        self.register_buffer("_taper", torch.hann_window(size), persistent=False)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
+        """Encode a batch of waveforms."""
+        check_shapes(waveform=(waveform, "b n"), lengths=(lengths, "b"))
+        counts = check_waveform(waveform, lengths)
+        total = self.framing.count(waveform.shape[1])
+        if not total:
+            return self.framing.label(waveform.new_zeros(len(waveform), 0, self.d_out), counts)
+        padded = nn.functional.pad(waveform, (-self.framing.start, 0))
+        windows = padded.unfold(1, self.framing.window, self.framing.hop)
+        pieces = [self._energies(piece) for piece in torch.split(windows, _FEATURES_AT_ONCE, dim=1)]
+        return self.framing.label(torch.cat(pieces, dim=1), counts)
+
+    def _energies(self, windows: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(windows.float() * self._taper).abs().square()
+        return torch.log1p(spectrum @ self._filters / self.floor) / 4
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        rate = self.sample_rate
+        return (
+            f"num_mels={self.d_out}, window={self.framing.window / rate}, "
+            f"hop={self.framing.hop / rate}, causal={self.causal}"
+        )
