@@ -1,0 +1,25 @@
+"""The assembled detector, built from parts or by name, saved and loaded."""
+
+from __future__ import annotations
+
+from mmau.models.config import Component, DetectorConfig, build_detector
+from mmau.models.detector import AUDetector
+from mmau.models.pretrained import (
+    CheckpointRecord,
+    LoadedDetector,
+    load_pretrained,
+    read_record,
+    save_pretrained,
+)
+
+__all__ = [
+    "AUDetector",
+    "CheckpointRecord",
+    "Component",
+    "DetectorConfig",
+    "LoadedDetector",
+    "build_detector",
+    "load_pretrained",
+    "read_record",
+    "save_pretrained",
+]
