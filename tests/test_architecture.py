@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mmau"
 FLOORS = [
     {"_checks", "_files", "_version", "action_units"},
     {"registry"},
+    {"_optional"},
     {"progress"},
     {"functional", "landmarks", "metrics", "calibration"},
     {"modules", "encoders", "media", "data", "plot"},

@@ -166,10 +166,10 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     Calibration().save(path)
     before = path.read_text()
 
-    def full(self, target):
+    def full(source, target):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):
         Calibration(note="new").save(path)
     assert path.read_text() == before

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mmau.registry import MissingDependencyError
+from mmau._optional import require
 
 __all__ = ["ProgressCallback", "progress_bar"]
 
@@ -38,13 +38,7 @@ def progress_bar(
     if quiet:
         yield lambda done, total: None
         return
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "progress bars need 'tqdm', which is not installed: pip install \"mmau[recipes]\"",
-            name="tqdm",
-        ) from error
+    tqdm = require("tqdm", purpose="a progress bar", extra="recipes").tqdm
     # A log file gets a line every ten seconds, a terminal a moving bar.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     bar = tqdm(desc=label, unit=f" {unit}", mininterval=interval, maxinterval=interval, ncols=88)

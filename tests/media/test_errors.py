@@ -2,8 +2,7 @@ import re
 
 import pytest
 
-from mmau.media.errors import MediaError, check_file, require
-from mmau.registry import MissingDependencyError
+from mmau.media.errors import MediaError, check_file
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -20,16 +19,3 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path):
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(MediaError, match=r"the file is empty \(0 bytes\): .*empty.mp4"):
         check_file(tmp_path / "empty.mp4")
-
-
-def test_a_missing_library_comes_with_its_extra():
-    with pytest.raises(MissingDependencyError, match=r'^reading video needs .* "mmau\[video\]"'):
-        require("nothing_of_this_name", purpose="reading video", extra="video")
-
-
-def test_a_library_that_is_broken_inside_is_not_called_missing(tmp_path, monkeypatch):
-    (tmp_path / "broken_inside.py").write_text("import another_missing_module")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="another_missing_module") as caught:
-        require("broken_inside", purpose="x", extra="video")
-    assert not isinstance(caught.value, MissingDependencyError)

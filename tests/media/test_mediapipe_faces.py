@@ -11,11 +11,11 @@ from mmau.registry import MissingDependencyError
 cv2 = pytest.importorskip("cv2")
 mediapipe = pytest.importorskip("mediapipe")
 
+from mmau.media._native_log import quiet_native_stderr  # noqa: E402
 from mmau.media.mediapipe_faces import (  # noqa: E402
     MediaPipeFaceDetector,
     MediaPipeLandmarks,
     _Model,
-    _quiet_native_stderr,
 )
 
 NAMES = ["grace_hopper", "astronaut"]
@@ -172,7 +172,7 @@ def test_what_native_code_says_before_it_fails_is_not_swallowed(capfd):
         os.write(2, b"the reason")
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"), _quiet_native_stderr():
+    with pytest.raises(RuntimeError, match="broken"), quiet_native_stderr():
         fail()
     assert capfd.readouterr().err == "the reason"
 

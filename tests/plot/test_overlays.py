@@ -1,7 +1,5 @@
 """Overlays: data coordinates are pixels, and what is drawn is what was given."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -89,7 +87,9 @@ def test_wrong_input_is_refused(draw, sentence):
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    def absent(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name="matplotlib")
+
+    monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(MissingDependencyError, match=r'pip install "mmau\[plot\]"'):
         draw_landmarks(IMAGE, [[1.0, 1.0]])

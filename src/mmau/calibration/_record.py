@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmau._checks import check_range, check_shapes, did_you_mean
+from mmau._files import whole_file
 from mmau.action_units import AU_NAMES
 
 __all__ = ["Calibration"]
@@ -85,14 +85,9 @@ class Calibration:
         Args:
             path: File to write; an older one is replaced.
         """
-        path = Path(path)
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

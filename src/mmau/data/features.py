@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mmau._checks import check_range
+from mmau._optional import require
 from mmau.data.prepared_trial import (
     TRIAL_FORMAT,
     CacheError,
@@ -31,7 +32,7 @@ from mmau.data.prepared_trial import (
     save_trial,
 )
 from mmau.media.audio import read_audio
-from mmau.media.errors import MediaError, check_file, require
+from mmau.media.errors import MediaError, check_file
 from mmau.media.face_alignment import align_faces
 from mmau.media.faces import FACE_DETECTORS, FaceTracker
 from mmau.media.video import VideoReader

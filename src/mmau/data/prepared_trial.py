@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from mmau._files import whole_file
 from mmau.media.errors import MediaError
 
 __all__ = ["TRIAL_FORMAT", "CacheError", "PreparedTrial", "is_prepared", "load_trial", "save_trial"]
@@ -125,16 +126,10 @@ def save_trial(
             }
         ),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(safetensors.numpy.save(arrays, metadata=metadata))
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(target) as partial, partial.open("wb") as stream:
+        stream.write(safetensors.numpy.save(arrays, metadata=metadata))
+        stream.flush()
+        os.fsync(stream.fileno())
     return target
 
 

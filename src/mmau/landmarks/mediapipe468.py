@@ -1,9 +1,10 @@
 """The 468 vertices of MediaPipe's face mesh, and their reduction to the 68 points of iBUG.
 
 Where the tables come from: the mirror permutation is the one that maps the mesh's own edge list
-onto itself (28 vertices on the midline; the other vertices below 248 and those from 248 on form
-pairs in ascending order). The reduction was chosen vertex by vertex on drawn meshes and is
-symmetric by construction: each of the 68 points is the mean of one or two vertices.
+onto itself, but for 6 of its 1322 edges (28 vertices lie on the midline; the other vertices below
+248 and those from 248 on form pairs in ascending order). The reduction was chosen vertex by vertex
+on drawn meshes and is symmetric by construction: each of the 68 points is the mean of one or two
+vertices.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmau.media.errors import MediaError, check_file, require
+from mmau._optional import require
+from mmau.media.errors import MediaError, check_file
 
 __all__ = ["open_container"]
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmau._checks import check_range
+from mmau._optional import require
 from mmau.media._container import open_container
-from mmau.media.errors import MediaError, require
+from mmau.media.errors import MediaError
 
 __all__ = ["AudioTrack", "read_audio"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
-from types import ModuleType
 
-from mmau.registry import MissingDependencyError
-
-__all__ = ["MediaError", "check_file", "require"]
+__all__ = ["MediaError", "check_file"]
 
 
 class MediaError(ValueError):
@@ -42,35 +38,3 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     if file.stat().st_size == 0:
         raise MediaError(f"the file is empty (0 bytes): {file}")
     return file
-
-
-def require(module: str, *, purpose: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra brings it.
-
-    Args:
-        module: Name to import, such as `"av"`.
-        purpose: What needs it, as the subject of the sentence: `"reading video"`.
-        extra: The extra of mmau that installs it.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-
-    Examples:
-        >>> require("nothing_of_this_name", purpose="reading video", extra="video")
-        Traceback (most recent call last):
-        ...
-        mmau.registry.MissingDependencyError: reading video needs 'nothing_of_this_name', ...
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        top = module.split(".")[0]
-        if (error.name or "").split(".")[0] != top:
-            raise  # the library is there but something inside it is broken: show that
-        raise MissingDependencyError(
-            f'{purpose} needs {top!r}, which is not installed: pip install "mmau[{extra}]"',
-            name=top,
-        ) from error

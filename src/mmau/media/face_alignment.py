@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmau._checks import check_range
-from mmau.media.errors import require
+from mmau._optional import require
 
 __all__ = [
     "STABLE_POINTS",

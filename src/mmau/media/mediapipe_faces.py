@@ -10,12 +10,6 @@ Do not use these objects in a process that was forked after they were made: star
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +20,7 @@ from numpy.typing import NDArray
 
 from mmau._checks import check_range
 from mmau.landmarks import to_ibug68
+from mmau.media._native_log import quiet_native_stderr
 from mmau.media.face_alignment import crop_similarity, estimate_similarity, transform_points
 from mmau.media.faces import FaceDetections, FaceLandmarks, FaceRegion, box_overlap
 from mmau.registry import MissingDependencyError
@@ -79,32 +74,6 @@ node {{
 }}
 """
 
-_stderr_lock = threading.Lock()
-
-
-@contextmanager
-def _quiet_native_stderr() -> Iterator[None]:
-    """Keep what native code writes to stderr for itself, unless the block fails.
-
-    TensorFlow Lite and absl announce themselves on file descriptor 2 when a graph starts, before
-    any of their own switches works. The descriptor is put back at once.
-    """
-    with _stderr_lock, tempfile.TemporaryFile() as captured:
-        with suppress(AttributeError, ValueError):  # no stderr at all (pythonw), or closed
-            sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            if failed:
-                captured.seek(0)
-                os.write(2, captured.read())
-
 
 class _Model:
     """One bundled TFLite model: a square picture in, values and scores out."""
@@ -120,7 +89,7 @@ class _Model:
                 "0.10.14 does: pip install 'mmau[landmarks]'",
                 name="mediapipe",
             )
-        with _quiet_native_stderr():
+        with quiet_native_stderr():
             self._graph = mediapipe.CalculatorGraph(
                 graph_config=_GRAPH.format(model=path.as_posix(), size=size, low=low)
             )

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmau.registry import MissingDependencyError
+from mmau._optional import require
 
 __all__ = ["pyplot"]
 
 
 def pyplot() -> Any:
     """Return `matplotlib.pyplot`, or say what brings it."""
-    try:
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "matplotlib":
-            raise
-        raise MissingDependencyError(
-            "mmau.plot needs 'matplotlib', which is not installed: pip install \"mmau[plot]\"",
-            name="matplotlib",
-        ) from error
-    return plt
+    return require("matplotlib.pyplot", purpose="mmau.plot", extra="plot")

@@ -17,9 +17,6 @@ from mmau.data.synthetic import (
     write_movie,
     writer,
 )
-from mmau.data.synthetic._requirements import require
-from mmau.data.synthetic.movie import write_atomically
-from mmau.registry import MissingDependencyError
 
 SMALL = {"num_train": 2, "num_validation": 1, "num_frames": 40, "size": 64, "seed": 3}
 
@@ -163,17 +160,6 @@ def test_a_failure_leaves_no_half_file_and_the_next_call_goes_on(tmp_path, monke
     assert read_truth(tmp_path)
 
 
-def test_an_interrupted_encoder_leaves_nothing(tmp_path):
-    def stop_half_way():
-        with write_atomically(tmp_path / "a") as unfinished:
-            unfinished.write_text("half")
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        stop_half_way()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_folder_that_is_not_ours_is_refused(root, tmp_path):
     with pytest.raises(ValueError, match=re.escape("with other settings (seed); choose another")):
         render_dataset(root, **{**SMALL, "seed": 4})
@@ -228,17 +214,6 @@ def test_bad_movies_are_refused_in_a_sentence(tmp_path, frames, options, message
     with pytest.raises(ValueError, match=re.escape(message)):
         write_movie(tmp_path / "a.mp4", frames, **{"fps": 15.0, **options})
     assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_library_is_named_with_its_command():
-    with pytest.raises(MissingDependencyError, match=re.escape('pip install "mmau[recipes]"')):
-        require("no_such_library", extra="recipes")
-
-
-def test_a_broken_module_of_an_installed_library_shows_itself():
-    with pytest.raises(ModuleNotFoundError, match=r"matplotlib\.no_such_part") as caught:
-        require("matplotlib.no_such_part", extra="recipes")
-    assert not isinstance(caught.value, MissingDependencyError)
 
 
 def test_faces_are_small_enough_to_send_to_a_worker():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmau.data.synthetic._requirements import require
+from mmau._optional import require
 from mmau.data.synthetic.photographs import NUM_VERTICES
 
 __all__ = ["INNER_LOWER_LIP", "INNER_UPPER_LIP", "FaceTemplate", "Placement", "build_template"]
@@ -132,7 +132,7 @@ class FaceTemplate:
 
 def _find_mirror(vertices: np.ndarray) -> np.ndarray:
     """Pair vertices with those near their mirror images, each exactly once."""
-    optimize = require("scipy.optimize", extra="recipes")
+    optimize = require("scipy.optimize", purpose="rendering clips", extra="recipes")
     distance = ((vertices[:, None] - (vertices * (-1, 1))[None]) ** 2).sum(-1)
     mirror: np.ndarray = optimize.linear_sum_assignment(distance)[1]
     everyone = np.arange(len(mirror))

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mmau._files import whole_file
 from mmau.action_units import AU_NAMES
 from mmau.data.synthetic.clip import ClipPlan, hidden_ranges
-from mmau.data.synthetic.movie import write_atomically
 from mmau.data.synthetic.photographs import PHOTOGRAPHS
 from mmau.data.synthetic.timeline import Event, intensities_at
 
@@ -57,7 +57,7 @@ def write_truth(path: Path, settings: Mapping[str, Any], plans: Mapping[str, Cli
         "photographs": {name: asdict(info) for name, info in PHOTOGRAPHS.items()},
         "clips": {name: _as_json(plan) for name, plan in plans.items()},
     }
-    with write_atomically(path) as unfinished:
+    with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -127,5 +127,5 @@ def write_readme(path: Path, *, num_train: int, num_validation: int) -> None:
     text = _README.format(
         num_train=num_train, num_validation=num_validation, truth=TRUTH_FILE, credits=credits_text
     )
-    with write_atomically(path) as unfinished:
+    with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

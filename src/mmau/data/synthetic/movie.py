@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from mmau._checks import check_range
-from mmau.data.synthetic._requirements import require
+from mmau._files import whole_file
+from mmau._optional import require
 
-__all__ = ["write_atomically", "write_movie"]
+__all__ = ["write_movie"]
 
 _AAC_BLOCK = 1024
-
-
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, and rename it to `path` if all went well.
-
-    Args:
-        path: Where the finished file shall be; its folder is made.
-
-    Yields:
-        The temporary path to write to. After an error it is removed and `path` is as before.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_movie(
@@ -78,10 +56,10 @@ def write_movie(
         raise ValueError(f"`waveform` must have shape (n,); got {waveform.shape}.")
     check_range("fps", fps, 0, open_low=True)
     check_range("crf", crf, 0, 51)
-    av = require("av", extra="recipes")
+    av = require("av", purpose="rendering clips", extra="recipes")
     rate = Fraction(fps).limit_denominator(10_000)
     with (
-        write_atomically(path) as unfinished,
+        whole_file(path) as unfinished,
         av.open(str(unfinished), "w", format="mp4") as container,
     ):
         video = container.add_stream("libx264", rate=rate)

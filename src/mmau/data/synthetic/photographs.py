@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from mmau._checks import check_choice
-from mmau.data.synthetic._requirements import require
+from mmau._optional import require
+from mmau.media._native_log import quiet_native_stderr
 
 __all__ = [
     "NUM_VERTICES",
@@ -24,6 +25,8 @@ __all__ = [
     "load_mesh",
     "load_photograph",
 ]
+
+_require = partial(require, purpose="rendering clips", extra="recipes")
 
 NUM_VERTICES = 468
 """Vertices of MediaPipe's face mesh without the irises."""
@@ -77,12 +80,12 @@ PHOTOGRAPHS: dict[str, PhotographInfo] = {
 @cache
 def _read(name: str) -> Any:
     if name == "grace_hopper":
-        cbook = require("matplotlib.cbook", extra="recipes")
-        pillow = require("PIL.Image", extra="recipes")
+        cbook = _require("matplotlib.cbook")
+        pillow = _require("PIL.Image")
         with cbook.get_sample_data("grace_hopper.jpg") as file:
             pixels = np.asarray(pillow.open(file).convert("RGB"))
     else:
-        pixels = np.asarray(require("skimage.data", extra="recipes").astronaut())[..., :3]
+        pixels = np.asarray(_require("skimage.data").astronaut())[..., :3]
     pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
     pixels.setflags(write=False)
     return pixels
@@ -127,10 +130,17 @@ def find_mesh(
     Raises:
         MissingDependencyError: If MediaPipe is not installed.
     """
-    detection = require("mediapipe.python.solutions.face_detection", extra="recipes")
-    face_mesh = require("mediapipe.python.solutions.face_mesh", extra="recipes")
+    detection = _require(
+        "mediapipe.python.solutions.face_detection", purpose="rendering clips", extra="recipes"
+    )
+    face_mesh = _require(
+        "mediapipe.python.solutions.face_mesh", purpose="rendering clips", extra="recipes"
+    )
     height, width = image.shape[:2]
-    with detection.FaceDetection(model_selection=1, min_detection_confidence=0.5) as detector:
+    with (
+        quiet_native_stderr(),
+        detection.FaceDetection(model_selection=1, min_detection_confidence=0.5) as detector,
+    ):
         found = detector.process(np.ascontiguousarray(image)).detections
     if not found:
         return None
@@ -139,9 +149,12 @@ def find_mesh(
     centre = ((box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height)
     longest = max(box.width * width, box.height * height)
     meshes = []
-    with face_mesh.FaceMesh(
-        static_image_mode=True, max_num_faces=1, refine_landmarks=True
-    ) as mesher:
+    with (
+        quiet_native_stderr(),
+        face_mesh.FaceMesh(
+            static_image_mode=True, max_num_faces=1, refine_landmarks=True
+        ) as mesher,
+    ):
         for scale in crop_scales:
             corner, side, crop = _square_crop(image, centre, scale * longest)
             faces = mesher.process(crop).multi_face_landmarks

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from mmau._checks import check_range
+from mmau._files import whole_file
 from mmau.action_units import AU_NAMES
 from mmau.data.synthetic.clip import DEFAULT_SIZE, plan_clip, render_clip
 from mmau.data.synthetic.config import SyntheticConfig
 from mmau.data.synthetic.face_warp import Face, load_faces
 from mmau.data.synthetic.manifest import TRUTH_FILE, write_readme, write_truth
-from mmau.data.synthetic.movie import write_atomically, write_movie
+from mmau.data.synthetic.movie import write_movie
 from mmau.data.synthetic.photographs import PHOTOGRAPHS
 
 __all__ = ["render_dataset"]
@@ -175,7 +176,7 @@ def _claim(root: Path, settings: dict[str, Any]) -> bool:
         raise ValueError(
             f"'{root}' holds files that are no synthetic data; choose a new or empty folder."
         )
-    with write_atomically(root / _PLAN_FILE) as unfinished:
+    with whole_file(root / _PLAN_FILE) as unfinished:
         unfinished.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
     return False
 
@@ -224,5 +225,5 @@ def _render_all(todo: Sequence[_Job], jobs: int) -> Iterator[str]:
 
 def _write_annotation(path: Path, labels: np.ndarray) -> None:
     rows = [",".join(AU_NAMES), *(",".join(map(str, row)) for row in labels.tolist())]
-    with write_atomically(path) as unfinished:
+    with whole_file(path) as unfinished:
         unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
