@@ -226,6 +226,8 @@ def test_components_lists_every_registry():
     assert run.returncode == 0, run.stderr
     for word in ("scan backend", "chunked", "wavlm", "dinov2", "ibug68", "asl", "tcn", "mediapipe"):
         assert word in run.stdout
+    assert "losses  (entry-point group mmau.losses)" in run.stdout
+    assert "installed" in run.stdout
 
 
 def test_wrong_usage_exits_with_two():

@@ -43,14 +43,14 @@ def all_registries() -> list[Registry[Any]]:
 def _components(arguments: argparse.Namespace) -> int:
     del arguments
     for registry in all_registries():
-        print(f"{registry.kind}s  (entry-point group {registry.group})")
+        plural = f"{registry.kind}es" if registry.kind.endswith("s") else f"{registry.kind}s"
+        print(f"{plural}  (entry-point group {registry.group})")
         rows = registry.describe()
         width = max((len(row.name) for row in rows), default=0)
         for row in rows:
             origin = "" if row.source == "mmau" else f" [from {row.source}]"
             print(f"  {row.name:<{width}}  {row.summary}{origin}")
-            if row.missing:
-                print(f"  {'':<{width}}  -> {row.status}")
+            print(f"  {'':<{width}}  {row.status}")
         print()
     return 0
 
