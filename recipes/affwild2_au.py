@@ -255,8 +255,8 @@ class Video:
     """`(t, c)` int8 in {0, 1, -1}, one row per decoded frame."""
 
     def load(self) -> PreparedTrial:
-        """Read crops, landmarks and sound from the cache."""
-        return load_trial(self.path, verify=False)
+        """Open crops, landmarks and sound in the cache; they are read when a clip is cut."""
+        return load_trial(self.path, verify=False, memory_map=True)
 
 
 def prepare_data(config: Config) -> dict[str, list[Video]]:
@@ -286,7 +286,7 @@ def prepare_data(config: Config) -> dict[str, list[Video]]:
     videos: dict[str, list[Video]] = {"train": [], "validation": []}
     for trial in trials:
         labels = read_annotation(trial.annotation).select(config.model.au_names)
-        num_frames = load_trial(paths[trial.name], verify=False).num_frames
+        num_frames = load_trial(paths[trial.name], verify=False, memory_map=True).num_frames
         joined = join_labels(labels, np.arange(1, num_frames + 1))
         if joined.report:
             print(f"  {trial.name}: {joined.report}")

@@ -199,6 +199,17 @@ def test_a_trial_comes_back_as_it_was(tmp_path, changes):
     assert os.listdir(path.parent) == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("changes", [{}, {"waveform": None}])
+def test_a_memory_mapped_trial_is_the_same_and_is_not_written_to(tmp_path, changes):
+    path = save_trial(small_trial(**changes), tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    mapped = load_trial(path, memory_map=True)
+    assert isinstance(mapped.crops, np.memmap)
+    assert_same(mapped, small_trial(**changes))
+    mapped.crops[:] = 0
+    assert path.read_bytes() == before
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = save_trial(small_trial(), tmp_path / "a.safetensors")
     before = path.read_bytes()
@@ -213,12 +224,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize("keep", [0, 5, 100, 900, -1])
-def test_a_cut_file_is_refused(tmp_path, keep):
+def test_a_cut_file_is_refused(tmp_path, keep, memory_map):
     path = save_trial(small_trial(), tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CacheError, match=r"not a complete prepared file; delete it: .*a\.safet"):
-        load_trial(path)
+        load_trial(path, memory_map=memory_map)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):

@@ -134,14 +134,20 @@ def save_trial(
 
 
 def load_trial(
-    path: str | os.PathLike[str], *, fingerprint: str | None = None, verify: bool = True
+    path: str | os.PathLike[str],
+    *,
+    fingerprint: str | None = None,
+    verify: bool = True,
+    memory_map: bool = False,
 ) -> PreparedTrial:
     """Read a prepared trial.
 
     Args:
         path: File written by `save_trial`.
         fingerprint: What it must have been made from, or `None` for anything.
-        verify: Whether to check the content against its checksum.
+        verify: Whether to check the content against its checksum, which reads all of it.
+        memory_map: Leave the arrays on disk until a part of them is used, so that clips of a data
+            set that does not fit into memory can be cut from it. Changes are not written back.
 
     Returns:
         The trial.
@@ -160,7 +166,7 @@ def load_trial(
     metadata = _read_metadata(file)
     _check_fresh(file, metadata, fingerprint)
     try:
-        arrays = safetensors.numpy.load_file(file)
+        arrays = _map_arrays(file) if memory_map else safetensors.numpy.load_file(file)
         about = json.loads(metadata["trial"])
         if verify and _digest(arrays) != metadata["sha256"]:
             raise CacheError(f"the content was altered after it was written; delete it: {file}")
@@ -212,6 +218,28 @@ def _arrays(trial: PreparedTrial) -> dict[str, NDArray[Any]]:
         name: np.ascontiguousarray(value)
         for name, value in named.items()
         if isinstance(value, np.ndarray)
+    }
+
+
+_NUMPY_TYPES = {"U8": np.uint8, "BOOL": np.bool_, "F32": np.float32, "F64": np.float64}
+
+
+def _map_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """Arrays that lie in the file: behind 8 bytes of length and a JSON header with their places."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: np.memmap(
+            file,
+            dtype=_NUMPY_TYPES[entry["dtype"]],
+            # Copy on write: torch warns about arrays that it could not write to.
+            mode="c",
+            offset=8 + size + entry["data_offsets"][0],
+            shape=tuple(entry["shape"]),
+        )
+        for name, entry in header.items()
     }
 
 
