@@ -38,7 +38,7 @@ demo: $(READY)
 	$(BIN)/python recipes/affwild2_au.py demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not gpu and not browser"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu and not browser"
 
 lint: $(READY) $(LINT)/.ready
 	$(BIN)/python -m ruff check .

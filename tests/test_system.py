@@ -18,9 +18,6 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "affwild2_au.py"
 COLUMNS = ["frame", "timestamp", "valid", "confidence", *AU_NAMES, *(f"{n}_c" for n in AU_NAMES)]
 
-# One worker, so that the run below happens once.
-pytestmark = pytest.mark.xdist_group("system")
-
 
 def run_recipe(*words, check=True):
     return subprocess.run(
