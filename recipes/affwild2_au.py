@@ -174,8 +174,8 @@ DEMO = Config(
     data=DataConfig(render=RenderConfig(), clip_frames=160),
     model=DetectorConfig(
         visual=Component("tiny"),
-        # `tiny_wavlm`, trained from scratch here, learns too, but less in 13 times the time: mean F1
-        # .59 against .66 on the clips of this preset, .34 against .46 where no face is seen.
+        # `tiny_wavlm`, trained from scratch here, learns too, but less in 13 times the time: mean
+        # F1 .59 against .66 on the clips of this preset, .34 against .46 where no face is seen.
         audio=Component("log_mel", {"num_mels": 24}),
         d_region=32,
         num_heads=4,
