@@ -1,137 +1,226 @@
-"""Time the scan that runs by default against the loop that reads like the paper.
+"""Measure the selective scan against its peers, and one layer of it against other layers.
 
-    python benchmarks/selective_scan.py
+    pip install mambapy transformers           # the peers; neither is needed by mmau
+    python benchmarks/selective_scan.py        # four minutes on one idle core
+    python benchmarks/selective_scan.py --quick
 
-prints a table and writes `benchmarks/results/selective_scan.json`, stamped with the machine, the
-versions and the commit. What is compared is CPU time (of all threads, of which there is one), the
-smallest of several runs taken in turns within one process, so that ratios hold even on a machine
-that does other things too. Times themselves are those of this machine. The loop is our reference,
-whose backward is linear in the number of frames; published loops that index frame by frame are
-quadratic and fall further behind.
+prints tables, says which demands are met and where we lose, and (unless `--quick`) writes
+`benchmarks/results/selective_scan*.json` and a figure of cost against length. What is compared is
+CPU time on one thread, the smallest of several runs taken in turns within one process: ratios hold
+even on a machine that does other things too, times are those of this machine. Memory is the peak
+resident size of a fresh process for each case, beyond its inputs, outputs and gradients included.
+Ours computes exact zero-order hold, which costs more than the Euler step of all peers.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import os
-import platform
-import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from _demands import Row, demands, losses
+from _layers import build_layers
+from _layers import once as layer_once
+from _measure import (
+    make_inputs,
+    measure_memory_here,
+    once,
+    peak_memory,
+    smallest_times,
+    stamp,
+)
+from _peers import LOADERS, LOOPS, Scan, available
 
-from mmau.functional.selective_scan import selective_scan
+from mmau._files import whole_file
 
-SIZES = {
-    "the paper's batch": {"b": 16, "d": 64, "n": 16, "t": 256},
-    "a minute of video": {"b": 1, "d": 64, "n": 16, "t": 1800},
-}
-BACKENDS = ("reference", "chunked")
 RESULTS = Path(__file__).parent / "results"
+CASES = {
+    "long clips": {"b": 2, "d": 256, "n": 16, "t": 4096},
+    "a very long clip": {"b": 1, "d": 256, "n": 16, "t": 16384},
+    "the paper's batch": {"b": 16, "d": 64, "n": 16, "t": 256},
+    "the smallest": {"b": 1, "d": 64, "n": 16, "t": 256},
+}
+QUICK_CASES = ("the paper's batch", "the smallest")
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+LONGEST_LOOP = 1024
+"""Frames up to which the peers with a quadratic backward are measured; beyond they take minutes."""
+KINDS = (("forward", False), ("forward+backward", True))
 
 
-def make_inputs(b: int, d: int, n: int, t: int) -> list[torch.Tensor]:
-    """Draw inputs with the step sizes of a freshly initialised model."""
-    generator = torch.Generator().manual_seed(0)
+def show(title: str, rows: list[Row]) -> None:
+    """Print rows as a table."""
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+    def word(value: object) -> str:
+        if isinstance(value, dict):
+            return str(tuple(value.values()))
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    A = -torch.arange(1.0, n + 1).repeat(d, 1)
-    tensors = [
-        normal(b, t, d),
-        F.softplus(normal(b, t, d) - 4.0),
-        A,
-        normal(b, t, n),
-        normal(b, t, n),
-    ]
-    return [tensor.requires_grad_() for tensor in tensors]
+    lines = [list(rows[0]), *([word(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(rows[0]))]
+    print(f"\n{title}")
+    for line in lines:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def forward(inputs: list[torch.Tensor], backend: str) -> None:
-    """Run once without gradients."""
-    with torch.no_grad():
-        selective_scan(*inputs, backend=backend)
-
-
-def forward_backward(inputs: list[torch.Tensor], backend: str) -> None:
-    """Run once with the gradients of everything."""
-    torch.autograd.grad(selective_scan(*inputs, backend=backend).sum(), inputs)
-
-
-def smallest_times(run: Callable[[str], None], repeats: int) -> dict[str, float]:
-    """Return the smallest CPU time of each backend in seconds, the backends taking turns."""
-    best = dict.fromkeys(BACKENDS, float("inf"))
-    for backend in BACKENDS:
-        run(backend)  # the first call pays for allocations
-    for _ in range(repeats):
-        for backend in BACKENDS:
-            start = time.process_time()
-            run(backend)
-            best[backend] = min(best[backend], time.process_time() - start)
-    return best
-
-
-def stamp() -> dict[str, str | int]:
-    """Return where and with what the numbers were made."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        return done.stdout.strip()
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": git("rev-parse", "--short", "HEAD") or "unknown",
-        "uncommitted_changes": int(bool(git("status", "--porcelain", "--", "../src"))),
+def scan_times(
+    scans: dict[str, Scan], size: dict[str, int], repeats: int, backward: bool, longest_loop: int
+) -> Row:
+    """Return the CPU time of each scan in milliseconds."""
+    inputs = make_inputs(**size)
+    runs = {
+        name: functools.partial(once, run, inputs, backward=backward)
+        for name, run in scans.items()
+        if name not in LOOPS or size["t"] <= longest_loop
     }
+    times = smallest_times(runs, repeats=repeats)
+    return {name: 1e3 * times[name] if name in times else "not run" for name in scans}
+
+
+def measure_cases(
+    scans: dict[str, Scan], names: Iterable[str], repeats: int, *, quick: bool
+) -> list[Row]:
+    """Measure time and memory of every scan at the sizes of the demands."""
+    rows = []
+    for case in names:
+        size = CASES[case]
+        for what, backward in KINDS:
+            times = scan_times(scans, size, repeats, backward, LONGEST_LOOP)
+            rows.append({"case": case, "size": size, "what": f"{what}, ms", **times})
+        megabytes = {
+            name: peak_memory(name, size, backward=True)
+            if name not in LOOPS or (size["t"] <= LONGEST_LOOP and not quick)
+            else "not run"
+            for name in scans
+        }
+        rows.append({"case": case, "size": size, "what": "peak memory, MB", **megabytes})
+    return rows
+
+
+def measure_lengths(
+    scans: dict[str, Scan], lengths: Iterable[int], repeats: int, longest_loop: int
+) -> list[Row]:
+    """Measure the cost against the number of frames, and just above a power of two."""
+    rows = []
+    for what, backward in KINDS:
+        for t in (*lengths, 1025):
+            size = {"b": 1, "d": 64, "n": 16, "t": t}
+            times = scan_times(scans, size, repeats, backward, longest_loop)
+            rows.append({"what": what, "frames": t, **times})
+    return rows
+
+
+def measure_layers(lengths: Iterable[int], repeats: int) -> list[Row]:
+    """Measure one layer of each kind, one clip, in milliseconds."""
+    rows = []
+    for d in (64, 256):
+        layers = build_layers(d)
+        for t in lengths:
+            x = torch.randn(1, t, d, requires_grad=True)
+            for what, backward in KINDS:
+                runs = {
+                    name: functools.partial(layer_once, layer, x, backward=backward)
+                    for name, layer in layers.items()
+                }
+                times = smallest_times(runs, repeats=repeats, budget=3.0)
+                row = {"width": d, "frames": t, "what": what}
+                rows.append(row | {name: 1e3 * time for name, time in times.items()})
+    return rows
+
+
+def draw(lengths: list[Row], path: Path) -> None:
+    """Draw cost against length; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("the figure is left out, because matplotlib is not installed.")
+        return
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axes, (what, _) in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
+        rows = sorted((r for r in lengths if r["what"] == what), key=lambda r: r["frames"])
+        for name in list(rows[0])[2:]:
+            points = [(r["frames"], r[name]) for r in rows if not isinstance(r[name], str)]
+            axes.loglog(*zip(*points, strict=True), ".-", label=name, base=10)
+        axes.set(title=what, xlabel="frames")
+    figure.axes[0].set_ylabel("CPU time, ms")
+    figure.axes[0].legend(fontsize=7)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=90)
+
+
+def write(path: Path, title: str, note: str, where: Row, rows: list[Row]) -> None:
+    """Write one table of the documentation."""
+    text = json.dumps({"title": title, "note": note, "stamp": where, "rows": rows}, indent=2)
+    with whole_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    print(f"written to {path}")
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7, help="runs of which the smallest counts")
-    parser.add_argument("--output", type=Path, default=RESULTS / "selective_scan.json")
+    parser.add_argument("--quick", action="store_true", help="a minute, fewer sizes, no files")
+    parser.add_argument("--repeats", type=int, help="turns of which the smallest counts")
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--memory-case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.memory_case:
+        asked = json.loads(arguments.memory_case)
+        run = LOADERS[asked["name"]]()
+        print(measure_memory_here(run, asked["size"], asked["backward"]))
+        return
 
-    rows = []
+    quick = arguments.quick
+    repeats = arguments.repeats or (3 if quick else 7)
     where = stamp()
-    print(
-        f"{where['cpu']}, torch {where['torch']}, 1 thread, CPU time, exact zero-order hold, fp32\n"
+    scans, left_out = available()
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in where.items()))
+    print("\n".join(left_out))
+    cases = measure_cases(scans, QUICK_CASES if quick else CASES, repeats, quick=quick)
+    show("CPU time and memory; sizes are (b, d, n, t)", cases)
+    loops = 0 if quick else LONGEST_LOOP
+    lengths = measure_lengths(scans, (1024, 4096) if quick else LENGTHS, repeats, loops)
+    show("CPU time against length, ms, at (1, 64, 16, t)", lengths)
+    layers = measure_layers((256,) if quick else (256, 1024, 4096), repeats)
+    show("One layer, one clip, ms", layers)
+    asked_for = demands(scans, cases, lengths, quick)
+    show("Demands", asked_for)
+    lost = losses(cases, layers)
+    print("\nWhere we lose\n  " + ("\n  ".join(lost) if lost else "nowhere"))
+
+    folder = arguments.output or (None if quick else RESULTS)
+    if folder is None:
+        return
+    how = "CPU time of one thread, the smallest of several runs taken in turns in one process. "
+    peers = "Ours is exact zero-order hold, all others are Euler. "
+    rest = "Loops with a quadratic backward are not run on long clips. " + " ".join(left_out)
+    write(folder / "selective_scan.json", "Selective scan: demands", how + peers, where, asked_for)
+    write(
+        folder / "selective_scan_cases.json",
+        "Selective scan: time and memory",
+        f"{how}{peers}Memory is the peak of one fresh process beyond the inputs, and differs "
+        f"from one to the next. {rest}",
+        where,
+        cases,
     )
-    print(f"{'':20} {'(b, d, n, t)':20} {'':10} {'loop':>10} {'chunked':>10} {'ratio':>7}")
-    for name, size in SIZES.items():
-        inputs = make_inputs(**size)
-        for what, run in (("forward", forward), ("+ backward", forward_backward)):
-            best = smallest_times(lambda backend: run(inputs, backend), arguments.repeats)  # noqa: B023
-            loop, chunked = best["reference"], best["chunked"]
-            ratio = loop / chunked
-            rows.append({"name": name, "size": size, "what": what, "seconds": best, "ratio": ratio})
-            print(
-                f"{name:20} {tuple(size.values())!s:20} {what:10} {loop * 1e3:7.1f} ms "
-                f"{chunked * 1e3:7.1f} ms {ratio:6.1f}x"
-            )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.output.with_suffix(".part")
-    unfinished.write_text(json.dumps({"stamp": where, "rows": rows}, indent=2) + "\n")
-    unfinished.replace(arguments.output)
-    print(f"\nwritten to {arguments.output}")
+    write(
+        folder / "selective_scan_lengths.json",
+        "Selective scan: milliseconds against length at (1, 64, 16, t)",
+        how + peers + rest,
+        where,
+        lengths,
+    )
+    write(
+        folder / "selective_scan_layers.json",
+        "One layer, one clip, in milliseconds",
+        how + "The TCN block sees 5 frames, the others any number.",
+        where,
+        layers,
+    )
+    draw(lengths, folder / "selective_scan.png")
 
 
 if __name__ == "__main__":
