@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from mmau.modules.tcn import TCN
 from mmau.modules.temporal import TEMPORAL_MODELS, TemporalModel
-from mmau.modules.temporal_module import TemporalModule
+from mmau.modules.temporal_module import TemporalModule, mask_from_lengths
 from mmau.modules.temporal_transformer import TemporalTransformer
 
 NAMES = list(TEMPORAL_MODELS)
@@ -374,6 +374,39 @@ def test_transformer_refuses_a_state_with_another_mask():
     _, state = model(*clip())
     with pytest.raises(TypeError, match=r"`state\[0\]` must be a bool tensor"):
         model(*clip(), state=(state[0].float(), *state[1:]))
+
+
+# ------------------------------------------------------------------ lengths
+@pytest.mark.parametrize("name", NAMES)
+def test_a_padded_batch_with_the_mask_of_its_lengths_is_its_clips(name):
+    model = build(name)
+    visual, audio = clip()
+    mask = mask_from_lengths(torch.tensor([12, 7]))
+    both, _ = model(visual, audio, mask=mask)
+    short, _ = model(visual[1:, :7], audio[1:, :7])
+    assert_close(both[1:, :7], short, rtol=1e-10, atol=1e-12)
+
+
+def test_lengths_become_a_mask():
+    assert mask_from_lengths(torch.tensor([0, 2]), 3).tolist() == [[False] * 3, [True, True, False]]
+    assert tuple(mask_from_lengths(torch.tensor([], dtype=torch.long)).shape) == (0, 0)
+    compiled = torch.compile(mask_from_lengths, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.tensor([1, 2]), 2), mask_from_lengths(torch.tensor([1, 2])))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_frames", "error", "message"),
+    [
+        (torch.tensor([1.0]), None, TypeError, "`lengths` must hold integers; got dtype .*float32"),
+        (torch.tensor([True]), None, TypeError, "`lengths` must hold integers; got .*bool"),
+        (torch.tensor([[1]]), None, ValueError, r"`lengths` must have shape \(b\)"),
+        (torch.tensor([2, 5]), 4, ValueError, r"must be in \[0, 4\].*got 2 to 5"),
+        (torch.tensor([-1, 5]), None, ValueError, r"must be in \[0, 5\].*got -1 to 5"),
+    ],
+)
+def test_bad_lengths_are_refused(lengths, num_frames, error, message):
+    with pytest.raises(error, match=message):
+        mask_from_lengths(lengths, num_frames)
 
 
 # ------------------------------------------------------------------ third parties

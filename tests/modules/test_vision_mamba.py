@@ -44,8 +44,11 @@ def test_bidirectional_sees_the_future_and_padding_does_not_change_it():
     assert_close(around[:, 2:11], out, rtol=1e-12, atol=1e-13)
 
 
-def test_packed_clips_are_independent():
-    model = VisionMamba(6, 4, num_layers=2).double()
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"bidirectional": True, "share_directions": True}]
+)
+def test_packed_clips_are_independent(options):
+    model = VisionMamba(6, 4, num_layers=2, **options).double()
     visual, audio = clip(b=1)
     reset = torch.zeros(1, 9, dtype=torch.bool)
     reset[:, 4] = True
@@ -96,5 +99,7 @@ def test_a_wrong_state_is_refused(state, message):
 
 
 def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="`share_directions` must be False without"):
+        VisionMamba(6, share_directions=True)
     with pytest.raises(ValueError, match=r"`num_layers` must be in \[1, inf\); got 0"):
         VisionMamba(6, num_layers=0)

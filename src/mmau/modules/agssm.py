@@ -63,8 +63,10 @@ class AGSSM(TemporalModule):
         d_state: State size `n` per channel.
         discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
         backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`; resolved here, once.
-        bidirectional: Whether to add a second scan, with parameters of its own, that reads the clip
-            backwards. The module is then not causal and has no state.
+        bidirectional: Whether to add a second scan that reads the clip backwards. The module is
+            then not causal and has no state.
+        share_directions: Whether the scan that reads backwards has the same parameters as the
+            other; by default it has its own. Without `bidirectional` there is nothing to share.
         skip: Whether to add the direct path `D x`, which the paper does not have.
         dt_range: Smallest and largest step size at initialisation, in frames.
 
@@ -102,10 +104,17 @@ class AGSSM(TemporalModule):
         discretization: Literal["zoh", "euler"] = "zoh",
         backend: str | ScanBackend = "auto",
         bidirectional: bool = False,
+        share_directions: bool = False,
         skip: bool = False,
         dt_range: tuple[float, float] = (1e-3, 1e-1),
     ) -> None:
         super().__init__(d_model, d_audio, causal=not bidirectional)
+        if share_directions and not bidirectional:
+            raise ValueError(
+                "`share_directions` must be False without `bidirectional`: there is one direction; "
+                "got True."
+            )
+        self.share_directions = share_directions
         self.d_state = d_state
         self.discretization = discretization
         self.backend = resolve_scan_backend(backend)
@@ -115,7 +124,7 @@ class AGSSM(TemporalModule):
         self.D = nn.Parameter(torch.empty(d_model)) if skip else None
         self._exempt_parameters()
         self.reversed_scan: AGSSM | None = None
-        if bidirectional:
+        if bidirectional and not share_directions:
             self.reversed_scan = AGSSM(
                 d_model,
                 d_audio,
@@ -212,22 +221,22 @@ class AGSSM(TemporalModule):
         check_mask("reset", reset)
         visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
         selection = self.selection(visual, audio, audio_mask=present)
-        out, final = selective_scan(
-            visual if selection.gate is None else visual * selection.gate,
-            selection.delta,
-            -torch.exp(self.A_log),
-            selection.B,
-            selection.C,
-            D=self.D,
-            initial_state=state,
-            mask=mask,
-            reset=reset,
-            discretization=self.discretization,
-            return_state=True,
-            backend=self.backend,
-        )
-        final_state: Tensor | None = final
-        if self.reversed_scan is not None:
+        gated = visual if selection.gate is None else visual * selection.gate
+        out, final = self._scan(gated, selection, state, mask, reset)
+        final_state: Tensor | None = None if self.share_directions else final
+        if self.share_directions:
+            # Selection and gate look at one frame each, so they are the same in both directions.
+            back, _ = self._scan(
+                gated.flip(1),
+                SelectionParameters(
+                    selection.delta.flip(1), selection.B.flip(1), selection.C.flip(1), None
+                ),
+                None,
+                None if mask is None else mask.flip(1),
+                reverse_reset(reset),
+            )
+            out = out + back.flip(1)
+        elif self.reversed_scan is not None:
             # Masked frames leave the state alone, so padding at either end needs no shifting.
             flipped = (None if t is None else t.flip(1) for t in (visual, audio, present, mask))
             back_visual, back_audio, back_present, back_mask = flipped
@@ -242,10 +251,34 @@ class AGSSM(TemporalModule):
             final_state = None
         return (out, final_state, selection) if return_selection else (out, final_state)
 
+    def _scan(
+        self,
+        gated: Tensor,
+        selection: SelectionParameters,
+        state: Tensor | None,
+        mask: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return selective_scan(
+            gated,
+            selection.delta,
+            -torch.exp(self.A_log),
+            selection.B,
+            selection.C,
+            D=self.D,
+            initial_state=state,
+            mask=mask,
+            reset=reset,
+            discretization=self.discretization,
+            return_state=True,
+            backend=self.backend,
+        )
+
     def extra_repr(self) -> str:
         """Say what is not visible in the layers, the resolved backend above all."""
         return (
             f"{self.d_model}, d_audio={self.d_audio}, d_state={self.d_state}, "
             f"discretization={self.discretization!r}, backend={self.backend.name!r}, "
-            f"bidirectional={not self.causal}, skip={self.D is not None}"
+            f"bidirectional={not self.causal}, share_directions={self.share_directions}, "
+            f"skip={self.D is not None}"
         )

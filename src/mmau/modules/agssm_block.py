@@ -31,6 +31,8 @@ class AGSSMBlock(TemporalModule):
         discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
         backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
         bidirectional: Whether to add a scan that reads the clip backwards.
+        share_directions: Whether both directions have the same parameters; needs
+            `bidirectional`.
         skip: Whether the scan has the direct path `D x`.
         dt_range: Smallest and largest step size at initialisation, in frames.
 
@@ -67,6 +69,7 @@ class AGSSMBlock(TemporalModule):
         discretization: Literal["zoh", "euler"] = "zoh",
         backend: str | ScanBackend = "auto",
         bidirectional: bool = False,
+        share_directions: bool = False,
         skip: bool = False,
         dt_range: tuple[float, float] = (1e-3, 1e-1),
     ) -> None:
@@ -82,6 +85,7 @@ class AGSSMBlock(TemporalModule):
             discretization=discretization,
             backend=backend,
             bidirectional=bidirectional,
+            share_directions=share_directions,
             skip=skip,
             dt_range=dt_range,
         )

@@ -4,12 +4,52 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_mask, check_range, check_shapes
 from mmau.modules.temporal import TemporalState
 
-__all__ = ["TemporalModule", "exempt_from_weight_decay", "zero_where_masked"]
+__all__ = ["TemporalModule", "exempt_from_weight_decay", "mask_from_lengths", "zero_where_masked"]
+
+
+def mask_from_lengths(lengths: Tensor, num_frames: int | None = None) -> Tensor:
+    """Turn the number of frames of each clip into the mask that every temporal model takes.
+
+    Args:
+        lengths: `(b,)` integers, frames of each clip, at the beginning of its row.
+        num_frames: Frames `t` of the padded batch, or `None` for the longest clip, which has to
+            look at the values and cannot be traced by a compiler.
+
+    Returns:
+        `(b, t)` bool, True where there is a frame.
+
+    Raises:
+        TypeError: If `lengths` does not hold integers.
+        ValueError: If a length is negative or above `num_frames`.
+
+    Examples:
+        >>> import torch
+        >>> mask_from_lengths(torch.tensor([1, 3])).int()
+        tensor([[1, 0, 0],
+                [1, 1, 1]], dtype=torch.int32)
+    """
+    check_shapes(lengths=(lengths, "b"))
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise TypeError(f"`lengths` must hold integers; got dtype {lengths.dtype}.")
+    if torch.compiler.is_compiling():
+        if num_frames is None:
+            raise ValueError("`num_frames` must be given inside of torch.compile; got None.")
+    else:
+        # Looked at here, because a mask that is silently too short would hide frames.
+        least, most = (int(v) for v in lengths.aminmax()) if len(lengths) else (0, 0)
+        num_frames = most if num_frames is None else num_frames
+        if least < 0 or most > num_frames:
+            raise ValueError(
+                f"`lengths` must be in [0, {num_frames}], the number of frames; "
+                f"got {least} to {most}."
+            )
+    return torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def zero_where_masked(tensor: Tensor, mask: Tensor | None) -> Tensor:

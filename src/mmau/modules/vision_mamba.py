@@ -20,7 +20,8 @@ class VisionMamba(TemporalModule):
 
     Causal as it stands: a frame sees itself and the past, memory and time per frame are constant,
     and a video may be read in pieces of any length. With `bidirectional=True` each layer also reads
-    the clip backwards, with parameters of its own; then the whole clip is needed at once.
+    the clip backwards, with parameters of its own unless `share_directions`; then the whole clip is
+    needed at once.
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
@@ -32,6 +33,8 @@ class VisionMamba(TemporalModule):
         discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
         backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
         bidirectional: Whether each block also reads the clip backwards.
+        share_directions: Whether both directions have the same parameters; needs
+            `bidirectional`.
         skip: Whether the scans have the direct path `D x`.
         dt_range: Smallest and largest step size at initialisation, in frames.
 
@@ -68,6 +71,7 @@ class VisionMamba(TemporalModule):
         discretization: Literal["zoh", "euler"] = "zoh",
         backend: str | ScanBackend = "auto",
         bidirectional: bool = False,
+        share_directions: bool = False,
         skip: bool = False,
         dt_range: tuple[float, float] = (1e-3, 1e-1),
     ) -> None:
@@ -83,6 +87,7 @@ class VisionMamba(TemporalModule):
                 discretization=discretization,
                 backend=backend,
                 bidirectional=bidirectional,
+                share_directions=share_directions,
                 skip=skip,
                 dt_range=dt_range,
             )

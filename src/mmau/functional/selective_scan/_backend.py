@@ -41,6 +41,7 @@ class ScanBackend:
     """One implementation of the selective scan and what it declares to offer.
 
     `selective_scan` refuses, in a sentence, whatever is not declared here; nothing falls back.
+    `mmau.testing.check_scan_backend` checks that what is declared is true.
 
     Args:
         name: How errors and `repr` call it.
@@ -50,6 +51,7 @@ class ScanBackend:
         dtypes: Dtypes it computes in; half precision is cast to float32 before.
         takes_state: Whether it takes an initial state and returns a differentiable final one.
         takes_reset: Whether it can drop the state at given frames.
+        compiles: Whether `torch.compile(fullgraph=True)` can trace it.
 
     Examples:
         >>> SCAN_BACKENDS.get("chunked").takes_state
@@ -63,6 +65,7 @@ class ScanBackend:
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float64})
     takes_state: bool = True
     takes_reset: bool = True
+    compiles: bool = True
 
     def check_discretization(self, discretization: str) -> None:
         """Refuse a discretisation that this backend does not declare.
@@ -137,4 +140,23 @@ SCAN_BACKENDS.register_lazy(
     "chunked",
     "mmau.functional.selective_scan._chunked:BACKEND",
     summary="Chunked sequential scan with hand-written backward; pure PyTorch, any device.",
+)
+SCAN_BACKENDS.register_lazy(
+    "compiled",
+    "mmau.functional.selective_scan._compiled:BACKEND",
+    summary="C++, compiled on this machine when first asked for; CPU; needs g++ and ninja.",
+)
+SCAN_BACKENDS.register_lazy(
+    "triton",
+    "mmau.functional.selective_scan._triton:BACKEND",
+    summary="One fused kernel, deterministic backward; CUDA.",
+    extra="gpu",
+    requires=("triton",),
+)
+SCAN_BACKENDS.register_lazy(
+    "mamba_ssm",
+    "mmau.functional.selective_scan._mamba_ssm:BACKEND",
+    summary="mamba-ssm's compiled kernel, with exact zero-order hold around it; CUDA.",
+    extra="gpu",
+    requires=("selective_scan_cuda",),
 )

@@ -1,11 +1,17 @@
-"""The chunked scan as a `torch.library` operator, so that compilers and exporters see one node."""
+"""The chunked scan in front of autograd, and as one node in front of compilers and exporters.
+
+Both sides call the same kernels. The operator is not used eagerly, because its dispatch costs as
+much as scanning a hundred frames.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mmau.functional.selective_scan import _chunked_kernels as kernels
 from mmau.functional.selective_scan._backend import ScanBackend
@@ -49,11 +55,11 @@ def _scan_shapes(
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (num_clips, num_frames, d), n = x.shape, A.shape[1]
-    chunks = kernels.num_chunks(num_clips, num_frames, d, n) if keep_states else 0
+    kept = kernels.kept_elements(num_clips, num_frames, d, n) if keep_states else 0
     return (
         x.new_empty(num_clips, num_frames, d),
         x.new_empty(num_clips, d, n),
-        x.new_empty(chunks * num_clips * n * d),
+        x.new_empty(kept),
     )
 
 
@@ -110,17 +116,40 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.zoh, ctx.has_state = zoh, initial_state is not None
 
 
-def _backward(
-    ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
+def _backward_with(
+    run: Callable[..., tuple[Tensor, ...]],
+    ctx: Any,
+    grad_y: Tensor | None,
+    grad_state: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     x, delta, A, B, C, kept, reset = ctx.saved_tensors
     if grad_y is None:
         grad_y = torch.zeros_like(x)
-    *grads, grad_initial = _backward_op(grad_y, grad_state, x, delta, A, B, C, kept, reset, ctx.zoh)
+    *grads, grad_initial = run(grad_y, grad_state, x, delta, A, B, C, kept, reset, ctx.zoh)
     return (*grads, grad_initial if ctx.has_state else None, None, None, None)
 
 
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    return _backward_with(_backward_op, ctx, grad_y, grad_state)
+
+
 _scan_op.register_autograd(_backward, setup_context=_setup)
+
+
+class _EagerScan(torch.autograd.Function):
+    forward = staticmethod(kernels.forward)
+    setup_context = staticmethod(_setup)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        # Where a graph of the gradients is asked for (grad mode is on), the operator refuses to be
+        # differentiated; the kernels would drop the second derivative without a word.
+        run = _backward_op if torch.is_grad_enabled() else kernels.backward
+        return _backward_with(run, ctx, grad_y, grad_state)
 
 
 def scan(
@@ -136,7 +165,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Run the scan in chunks; linear time, one kept state per chunk, backward by hand.
 
-    Differentiable once in every tensor (for second derivatives take the backend `"reference"`).
+    Differentiable once in every tensor; for second derivatives and `torch.func` take the backend
+    `"reference"`.
 
     Args:
         x: `(b, t, d)`, input.
@@ -156,10 +186,15 @@ def scan(
         (x, delta, A, B, C) if initial_state is None else (x, delta, A, B, C, initial_state)
     )
     wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    # The dispatcher costs more than the work of a single frame, so plain inference goes around it.
-    run = _scan_op if wants_grad or torch.compiler.is_compiling() else kernels.forward
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
+        run = _scan_op
+    elif wants_grad:
+        run = _EagerScan.apply
+    else:
+        run = kernels.forward
     y, state, _ = run(x, delta, A, B, C, initial_state, reset, zoh, wants_grad)
     return y, state
 
 
-BACKEND = ScanBackend(name="chunked", run=scan)
+BACKEND = ScanBackend(name="chunked", run=scan, devices=frozenset({"cpu", "cuda", "mps", "meta"}))

@@ -11,35 +11,56 @@ untouched, to the bit, where $\Delta_t = 0$. Euler has $h_t = a_t h_{t-1} + v_t$
 
 The loop over frames stays sequential, since that is the least work; everything that is not the
 recurrence is done for a chunk of frames at once. A chunk is as long as fits the caches. Only the
-state before each chunk is kept for the backward, which recomputes the others. Work buffers are
-`(k, b, n, d)`: the channel axis, the longest, is the innermost one. Sums are `mul` and `sum`, not
-`matmul`: faster at these sizes, and untouched by autocast.
+state before each chunk is kept for the backward, which recomputes the others; where a frame is so
+small that a call costs more than its work, the states of the last chunk are kept too. Work buffers
+are `(k, b, n, d)`: the channel axis, the longest, is the innermost one. Sums are `mul` and `sum`,
+not `matmul`: faster at these sizes, and untouched by autocast and reduced-precision settings.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "forward", "num_chunks"]
+__all__ = ["backward", "forward", "kept_elements"]
 
 WORK_ELEMENTS = 1 << 18
 """Elements of one work buffer: 1 MiB in float32, measured best on machines with 1-2 MiB of L2."""
 
+SMALL_FRAME = 1 << 11
+"""Elements of a state below which the calls of a loop over frames cost more than its arithmetic."""
 
-def _chunk_length(num_clips: int, d: int, n: int) -> int:
-    """Frames per chunk. `sym_max` because a compiler asks it with symbolic sizes."""
-    length: int = torch.sym_max(  # type: ignore[no-untyped-call]
-        1,
-        WORK_ELEMENTS // torch.sym_max(1, num_clips * d * n),  # type: ignore[no-untyped-call]
-    )
-    return length
+LOG2_E = 1.0 / math.log(2.0)
 
 
-def num_chunks(num_clips: int, num_frames: int, d: int, n: int) -> int:
-    """Number of chunks, which is also the number of states that are kept for the backward."""
-    length = _chunk_length(num_clips, d, n)
-    return (num_frames + length - 1) // length
+class _Sizes(NamedTuple):
+    """How many frames go into a chunk, and what is kept for the backward."""
+
+    length: int
+    chunks: int
+    kept_frames: int
+    """Room for `h` and `w` of the frames of the last chunk, or 0."""
+
+
+def _sizes(num_clips: int, num_frames: int, d: int, n: int) -> _Sizes:
+    """Plan the chunks, by arithmetic alone because a compiler asks with symbolic sizes."""
+    frame = torch.sym_max(1, num_clips * d * n)  # type: ignore[no-untyped-call]
+    length = torch.sym_max(1, WORK_ELEMENTS // frame)  # type: ignore[no-untyped-call]
+    chunks = (num_frames + length - 1) // length
+    is_small = torch.sym_min(1, SMALL_FRAME // frame)  # type: ignore[no-untyped-call]
+    # Enough for any last chunk, and not exactly for this one: an exporter has to be able to prove
+    # that something is kept, for every number of frames.
+    most = torch.sym_min(num_frames, length)  # type: ignore[no-untyped-call]
+    return _Sizes(length, chunks, is_small * most)
+
+
+def kept_elements(num_clips: int, num_frames: int, d: int, n: int) -> int:
+    """Elements that a forward keeps for its backward."""
+    sizes = _sizes(num_clips, num_frames, d, n)
+    return (sizes.chunks + 2 * sizes.kept_frames) * num_clips * n * d
 
 
 class _Frames:
@@ -61,32 +82,70 @@ class _Frames:
         self.B, self.C = B.transpose(0, 1).unsqueeze(3), C.transpose(0, 1).unsqueeze(3)
         self.reset = None if reset is None else reset.transpose(0, 1)[..., None, None]
         self.A = A.t().contiguous()
-        self.inverse = self.A.reciprocal().neg_()
+        self.rate = self.A.neg()
+        self.inverse = self.rate.reciprocal()
+        self.A_log2 = self.A * LOG2_E
         self.zoh = zoh
-        self.length = min(_chunk_length(self.num_clips, self.d, self.n), max(1, self.num_frames))
+        self.sizes = _sizes(self.num_clips, self.num_frames, self.d, self.n)
+        self.length = min(self.sizes.length, max(1, self.num_frames))
         self.chunks = [
             slice(start, min(start + self.length, self.num_frames))
             for start in range(0, self.num_frames, self.length)
         ]
 
-    def buffer(self) -> Tensor:
-        return self.x.new_empty(self.length, self.num_clips, self.n, self.d)
+    @property
+    def keeps_last(self) -> bool:
+        """Whether `h` and `w` of the last chunk are kept for the backward."""
+        return self.sizes.kept_frames > 0
 
-    def fill(self, chunk: slice, w: Tensor, v: Tensor) -> None:
-        """Write `w` and `v` of the recurrence, for every frame of the chunk."""
-        torch.mul(self.delta[chunk], self.A, out=w)
+    def precautions(self) -> tuple[bool, bool]:
+        """Whether `u - w`, and whether `1 - w`, would lose digits if they were just subtracted.
+
+        The first does where a channel stays close to its initial state: in the gradient of `A`
+        its rounding is of the order of `eps / sum(u)`. The second does where a step forgets nearly
+        everything. Looking at values would stall any device but the CPU: there, take both.
+        """
+        if self.delta.device.type != "cpu" or not (self.delta.numel() and self.A.numel()):
+            return True, True
+        total = self.delta.sum(0).mean(0).mul(self.rate).amin()
+        largest = self.delta.amax() * self.rate.amax()
+        return not total.item() > 0.25, not largest.item() < 2.0
+
+    def buffers(self, count: int) -> tuple[Tensor, ...]:
+        """Allocate work memory, all at once: an allocator returns small pieces to the system."""
+        state = self.num_clips, self.n, self.d
+        return self.x.new_empty(count, self.length, *state).unbind(0)
+
+    def decay(self, chunk: slice, out: Tensor) -> Tensor:
+        """Write `a`, with all its digits however small it is."""
+        return torch.mul(self.delta[chunk], self.A, out=out).exp_()
+
+    def fast_decay(self, chunk: slice, out: Tensor) -> Tensor:
+        """Write `a` to rounding, for the backward: its bits depend on the length of the chunk.
+
+        On the CPU torch hands `exp` to a library that takes four times as long.
+        """
+        return torch.mul(self.delta[chunk], self.A_log2, out=out).exp2_()
+
+    def weight(self, chunk: slice, out: Tensor) -> Tensor:
+        """Write `w`, with all its digits however small it is."""
+        return torch.mul(self.delta[chunk], self.A, out=out).expm1_().neg_()
+
+    def target(self, chunk: slice, out: Tensor) -> Tensor:
+        """Write `v` of the recurrence."""
         if self.zoh:
-            w.expm1_().neg_()
-            torch.mul(self.x[chunk], self.B[chunk], out=v)
-            v.mul_(self.inverse)
-        else:
-            w.exp_()
-            torch.mul(self.x[chunk] * self.delta[chunk], self.B[chunk], out=v)
+            return torch.mul(self.x[chunk], self.B[chunk], out=out).mul_(self.inverse)
+        return torch.mul(self.x[chunk] * self.delta[chunk], self.B[chunk], out=out)
+
+    def factor(self, chunk: slice, out: Tensor) -> Tensor:
+        """Write what multiplies in the recurrence: `w` of zero-order hold, `a` of Euler."""
+        return self.weight(chunk, out) if self.zoh else self.decay(chunk, out)
 
     def run(self, chunk: slice, h: Tensor, w: Tensor, v: Tensor, out: Tensor) -> Tensor:
         """Write the states of the chunk into `out`, which may be `v`; return the last one."""
         # `unbind` once: indexing frame by frame would cost more than the recurrence itself.
-        frames = zip(w.unbind(0), v.unbind(0), out.unbind(0), strict=True)
+        targets = v.unbind(0)
+        frames = zip(w.unbind(0), targets, targets if out is v else out.unbind(0), strict=True)
         if self.reset is None and self.zoh:
             for w_t, v_t, h_t in frames:
                 h = torch.lerp(h, v_t, w_t, out=h_t)
@@ -120,19 +179,42 @@ def forward(
     frames = _Frames(x, delta, A, B, C, reset, zoh)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = _to_work(x, A, initial_state)
-    kept = x.new_empty(len(frames.chunks) if keep_states else 0, *h.shape)
-    w, v = frames.buffer(), frames.buffer()
+    starts, kept_h, kept_w, kept = _kept(frames, keep_states)
+    keeps_last = keep_states and frames.keeps_last
+    work = frames.buffers(1 if keeps_last and len(frames.chunks) == 1 else 2)
     for index, chunk in enumerate(frames.chunks):
-        size = chunk.stop - chunk.start
-        w_, v_ = w[:size], v[:size]
+        w_, v_ = (buffer[: chunk.stop - chunk.start] for buffer in (work[0], work[-1]))
+        spare = w_
         if keep_states:
-            kept[index].copy_(h)
-        frames.fill(chunk, w_, v_)
+            starts[index].copy_(h)
+        if keeps_last and index == len(frames.chunks) - 1:
+            used = chunk.stop - chunk.start
+            w_, v_ = kept_w[:used], kept_h[:used]
+            # Room that this clip does not need holds no accidental numbers.
+            kept_w[used:].zero_()
+            kept_h[used:].zero_()
+        frames.factor(chunk, w_)
+        frames.target(chunk, v_)
         # Copied, because the next chunk overwrites the buffer that the last state lives in.
         h = frames.run(chunk, h, w_, v_, out=v_).clone()
-        torch.sum(torch.mul(v_, frames.C[chunk], out=w_), 2, out=y.transpose(0, 1)[chunk])
-    # Flat: an axis of one chunk would make an exporter believe that there is never a second.
-    return y, h.transpose(1, 2).clone(memory_format=torch.contiguous_format), kept.flatten()
+        torch.sum(torch.mul(v_, frames.C[chunk], out=spare), 2, out=y.transpose(0, 1)[chunk])
+    return y, h.transpose(1, 2).clone(memory_format=torch.contiguous_format), kept
+
+
+def _kept(
+    frames: _Frames, keep_states: bool, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Views of the flat memory: states before the chunks, `h` and `w` of the last one, all of it.
+
+    Flat, because an axis of one chunk would make an exporter believe that there is never a second.
+    """
+    state = frames.num_clips, frames.n, frames.d
+    _, chunks, last = frames.sizes
+    sizes = [chunks, last, last] if keep_states else [0, 0, 0]
+    if kept is None:
+        kept = frames.x.new_empty(sum(sizes) * math.prod(state))
+    starts, h, w = torch.split(kept.view(sum(sizes), *state), sizes)
+    return starts, h, w, kept
 
 
 def _to_work(x: Tensor, A: Tensor, state: Tensor | None) -> Tensor:
@@ -156,13 +238,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     r"""Return the gradients of `x`, `delta`, `A`, `B`, `C` and the initial state.
 
-    With the adjoint $G_t = C_t \, \partial y_t + \bar A_{t+1} G_{t+1}$ and
-    $S_t = A h_t + B_t x_t = |A| (v_t - h_t)$, exact zero-order hold has
+    With the adjoint $G_t = C_t \, \partial y_t + \bar A_{t+1} G_{t+1}$ and $r = |A|$, exact
+    zero-order hold has
 
-    $$ \partial\Delta = \sum_n G S, \quad \partial x = \sum_n B \, G w / |A|, \quad
-    \partial B = \sum_d x \, G w / |A|, \quad A \, \partial A = \sum (\Delta G S - G w v) $$
+    $$ \partial\Delta = \sum_n G \, r a \, (v - h_{t-1}), \quad
+    \partial x = \sum_n B \, G w / r, \quad \partial B = \sum_d x \, G w / r, \quad
+    r \, \partial A = \sum G \, (u \, h_t - q \, v) $$
 
-    which never subtracts two nearly equal numbers that the forward did not already subtract.
+    with $u = \Delta r$ and $q = u - w$, which `_lag` computes without cancellation. Where it
+    matters, each of $a$, $w$ and $q$ has all its digits, so that gradients are exact for steps of
+    1e-6, where $w$ and $u$ agree in all but the last, and of 20, where $a$ is 1e-9. Elsewhere
+    $\sum G w v - \Delta \, \partial\Delta$, the same number, spares three passes.
     """
     frames = _Frames(x, delta, A, B, C, reset, zoh)
     grads = tuple(
@@ -172,48 +258,132 @@ def backward(
     grad_A = torch.zeros_like(frames.A)
     grad_y = grad_y.transpose(0, 1).unsqueeze(2)
     carried = _to_work(x, A, grad_state)
-    kept = kept.view(len(frames.chunks), *carried.shape)
-    buffers = [frames.buffer() for _ in range(5)]
+    starts, kept_h, kept_w, _ = _kept(frames, True, kept)
+    only_last = frames.keeps_last and len(frames.chunks) == 1
+    hardly_moves, forgets = frames.precautions() if zoh else (False, False)
+    buffers = frames.buffers(4 + hardly_moves + (0 if only_last else 2))
+
     for index in reversed(range(len(frames.chunks))):
         chunk = frames.chunks[index]
-        w, v, h, G, spare = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
+        v, G, S, spare, *others = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
         x_, delta_, B_, C_ = (t[chunk] for t in (frames.x, frames.delta, frames.B, frames.C))
-        frames.fill(chunk, w, v)
-        frames.run(chunk, kept[index], w, v, out=h)
+        frames.target(chunk, v)
+        if frames.keeps_last and index == len(frames.chunks) - 1:
+            h, w = (t[: chunk.stop - chunk.start] for t in (kept_h, kept_w))
+        else:
+            h, w = others[-2], frames.factor(chunk, others[-1])
+            frames.run(chunk, starts[index], w, v, out=h)
+        drop = None if frames.reset is None else frames.reset[chunk]
 
         torch.mul(grad_y[chunk], C_, out=G)
-        decay = torch.sub(1, w, out=spare) if zoh else spare.copy_(w)
-        if frames.reset is not None:
-            decay.masked_fill_(frames.reset[chunk], 0.0)
-        carried = _adjoint(G, decay, carried)
-
         torch.sum(torch.mul(h, grad_y[chunk], out=spare), 3, out=grad_C[chunk])
         if zoh:
-            GS = torch.sub(v, h, out=h).mul_(G).mul_(frames.A).neg_()
-            torch.sum(GS, 2, out=grad_delta[chunk])
-            Gw = G.mul_(w)
-            grad_A += GS.mul_(delta_).addcmul_(Gw, v, value=-1).sum((0, 1))
-            P = Gw.mul_(frames.inverse)
+            torch.sub(v[0], starts[index], out=S[0])
+            torch.sub(v[1:], h[:-1], out=S[1:])
+            if drop is not None:
+                torch.where(drop, v, S, out=S)
+            if forgets:
+                S.mul_(frames.fast_decay(chunk, spare))
+            else:
+                S.addcmul_(w, S, value=-1)
+            loss = w if drop is None else torch.masked_fill(w, drop, 1.0)
+            carried = _adjoint(G, loss, carried, spare)
+            torch.sum(S.mul_(G).mul_(frames.rate), 2, out=grad_delta[chunk])
+            if hardly_moves:
+                u = torch.mul(delta_, frames.rate, out=spare)
+                q = _lag(u, w, S, others[0])
+                grad_A += u.mul_(h).addcmul_(q, v, value=-1).mul_(G).sum((0, 1))
+                P = G.mul_(w)
+            else:
+                P = G.mul_(w)
+                grad_A -= S.mul_(delta_).addcmul_(P, v, value=-1).sum((0, 1))
+            P.mul_(frames.inverse)
             torch.sum(torch.mul(P, B_, out=spare), 2, out=grad_x[chunk])
             torch.sum(torch.mul(P, x_, out=spare), 3, out=grad_B[chunk])
         else:
-            Gah = torch.sub(h, v, out=h).mul_(G)
-            grad_A += torch.mul(Gah, delta_, out=spare).sum((0, 1))
+            torch.mul(w[0], starts[index], out=S[0])
+            torch.mul(w[1:], h[:-1], out=S[1:])
+            if drop is not None:
+                S.masked_fill_(drop, 0.0)
+            carried = _adjoint_euler(G, w if drop is None else w.masked_fill(drop, 0.0), carried)
+            S.mul_(G)
+            grad_A += torch.mul(S, delta_, out=spare).sum((0, 1))
             GB = torch.mul(G, B_, out=spare).sum(2)
             torch.mul(GB, delta_.squeeze(2), out=grad_x[chunk])
-            torch.sum(Gah.mul_(frames.A), 2, out=grad_delta[chunk])
+            torch.sum(S.mul_(frames.A), 2, out=grad_delta[chunk])
             grad_delta[chunk].addcmul_(GB, x_.squeeze(2))
             torch.sum(G.mul_(x_ * delta_), 3, out=grad_B[chunk])
     if zoh:
-        grad_A /= frames.A
+        grad_A *= frames.inverse
     grad_initial = carried.transpose(1, 2).clone(memory_format=torch.contiguous_format)
     return grads[0], grads[1], grad_A.t().contiguous(), grads[2], grads[3], grad_initial
 
 
-def _adjoint(G: Tensor, decay: Tensor, carried: Tensor) -> Tensor:
-    """Run the recurrence of the gradient backwards, in place; return what the chunk before gets."""
-    G_frames, decays = G.unbind(0), decay.unbind(0)
-    later = G_frames[-1].add_(carried)
-    for G_t, decay_next in zip(reversed(G_frames[:-1]), reversed(decays[1:]), strict=True):
+def _lag(u: Tensor, w: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    r"""Compute `u - w` with `w = 1 - exp(-u)`, of which a subtraction leaves nothing at small `u`.
+
+    There it is $u w \, (1/2 + u/12 - u^3/720 + \dots)$, and two terms suffice up to about 0.1.
+    Where the subtraction agrees with them to within `tolerance`, the largest rounding error it has
+    in that range, the terms are taken, elsewhere the subtraction; `hardshrink` decides, because
+    `where` costs as much as a dozen multiplications. The cap keeps the terms small where they are
+    not used.
+    """
+    tolerance = 4.5 * torch.finfo(u.dtype).eps ** 1.25
+    capped = torch.clamp(u, max=1.0, out=spare)
+    torch.add(u.new_full((), 0.5), capped, alpha=1 / 12, out=out).mul_(capped).mul_(w)
+    rest = torch.sub(u, w, out=spare).sub_(out)
+    return out.add_(torch.ops.aten.hardshrink.out(rest, tolerance, out=rest))
+
+
+def _adjoint(G: Tensor, w: Tensor, carried: Tensor, spare: Tensor) -> Tensor:
+    """Run `G[t] += (1 - w[t + 1]) G[t + 1]` backwards, in place; return what the chunk before gets.
+
+    `1 - w` is never rounded to a number: over a thousand frames with the same small step the
+    rounding would add up. `spare` is overwritten.
+    """
+    num_frames, state_size = len(G), carried.numel()
+    if num_frames * SMALL_FRAME < WORK_ELEMENTS or state_size > SMALL_FRAME:
+        return _adjoint_by_frame(G, w, carried)
+    # Segments of `side` frames each, all at once and then one after the other: six calls per
+    # `side` frames instead of two per frame, for twice the arithmetic.
+    side = math.isqrt(num_frames)
+    whole = num_frames // side * side
+    if whole < num_frames:
+        carried = _adjoint_by_frame(G[whole:], w[whole:], carried)
+    segments = [t[:whole].view(-1, side, *carried.shape) for t in (G, w, spare)]
+    by_frame, weights, losses = (t.unbind(1) for t in segments)
+    losses[-1].zero_()
+    one = w.new_ones(())
+    for t in reversed(range(side - 1)):
+        by_frame[t].addcmul_(weights[t + 1], by_frame[t + 1], value=-1).add_(by_frame[t + 1])
+        # What is lost between here and the end of the segment.
+        torch.lerp(losses[t + 1], one, weights[t + 1], out=losses[t])
+    carries = w.new_empty(len(segments[0]) + 1, *carried.shape)
+    carries[-1].copy_(carried)
+    arriving = carries.unbind(0)
+    firsts = (t.unbind(0) for t in (by_frame[0], weights[0], losses[0]))
+    for first, weight, lost, after, before in zip(
+        *(reversed(t) for t in firsts), reversed(arriving[1:]), reversed(arriving[:-1]), strict=True
+    ):
+        complete = torch.addcmul(first, lost, after, value=-1).add_(after)
+        torch.addcmul(complete, weight, complete, value=-1, out=before)
+    after_each = carries[1:].unsqueeze(1)
+    segments[0].addcmul_(segments[2], after_each, value=-1).add_(after_each)
+    return arriving[0]
+
+
+def _adjoint_by_frame(G: Tensor, w: Tensor, carried: Tensor) -> Tensor:
+    frames, weights = G.unbind(0), w.unbind(0)
+    later = frames[-1].add_(carried)
+    for G_t, w_next in zip(reversed(frames[:-1]), reversed(weights[1:]), strict=True):
+        later = G_t.addcmul_(w_next, later, value=-1).add_(later)
+    return torch.addcmul(later, weights[0], later, value=-1)
+
+
+def _adjoint_euler(G: Tensor, decay: Tensor, carried: Tensor) -> Tensor:
+    """Run `G[t] += decay[t + 1] G[t + 1]` backwards, in place."""
+    frames, decays = G.unbind(0), decay.unbind(0)
+    later = frames[-1].add_(carried)
+    for G_t, decay_next in zip(reversed(frames[:-1]), reversed(decays[1:]), strict=True):
         later = G_t.addcmul_(decay_next, later)
     return decays[0] * later
