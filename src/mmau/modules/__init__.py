@@ -12,6 +12,7 @@ from mmau.modules.losses import LOSSES, AsymmetricLoss, FocalLoss, MaskedBCELoss
 from mmau.modules.region_merge import RegionMerge
 from mmau.modules.tcn import TCN
 from mmau.modules.temporal import TEMPORAL_MODELS, TemporalModel
+from mmau.modules.temporal_module import mask_from_lengths
 from mmau.modules.temporal_transformer import TemporalTransformer
 from mmau.modules.vision_mamba import VisionMamba
 
@@ -34,4 +35,5 @@ __all__ = [
     "TemporalModel",
     "TemporalTransformer",
     "VisionMamba",
+    "mask_from_lengths",
 ]

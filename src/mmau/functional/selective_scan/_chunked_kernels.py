@@ -103,13 +103,16 @@ class _Frames:
 
         The first does where a channel stays close to its initial state: in the gradient of `A`
         its rounding is of the order of `eps / sum(u)`. The second does where a step forgets nearly
-        everything. Looking at values would stall any device but the CPU: there, take both.
+        everything: in the gradient of the step, a sum over `n`, its rounding is that of the fastest
+        rate against the size of the slowest, `eps max(r) / (min(r) exp(-step min(r)))`. Looking at
+        values would stall any device but the CPU: there, take both.
         """
         if self.delta.device.type != "cpu" or not (self.delta.numel() and self.A.numel()):
             return True, True
         total = self.delta.sum(0).mean(0).mul(self.rate).amin()
-        largest = self.delta.amax() * self.rate.amax()
-        return not total.item() > 0.25, not largest.item() < 2.0
+        slowest, fastest = self.rate.aminmax(dim=0)
+        amplified = fastest / slowest * torch.exp(self.delta.amax((0, 1, 2)) * slowest)
+        return not total.item() > 0.25, not amplified.amax().item() < 400.0
 
     def buffers(self, count: int) -> tuple[Tensor, ...]:
         """Allocate work memory, all at once: an allocator returns small pieces to the system."""
@@ -248,7 +251,8 @@ def backward(
     with $u = \Delta r$ and $q = u - w$, which `_lag` computes without cancellation. Where it
     matters, each of $a$, $w$ and $q$ has all its digits, so that gradients are exact for steps of
     1e-6, where $w$ and $u$ agree in all but the last, and of 20, where $a$ is 1e-9. Elsewhere
-    $\sum G w v - \Delta \, \partial\Delta$, the same number, spares three passes.
+    $a (v - h_{t-1}) = v - h_t$, and $r \, \partial A = \sum G w v - \Delta G r (v - h_t)$, spare
+    six passes.
     """
     frames = _Frames(x, delta, A, B, C, reset, zoh)
     grads = tuple(
@@ -278,14 +282,14 @@ def backward(
         torch.mul(grad_y[chunk], C_, out=G)
         torch.sum(torch.mul(h, grad_y[chunk], out=spare), 3, out=grad_C[chunk])
         if zoh:
-            torch.sub(v[0], starts[index], out=S[0])
-            torch.sub(v[1:], h[:-1], out=S[1:])
-            if drop is not None:
-                torch.where(drop, v, S, out=S)
             if forgets:
+                torch.sub(v[0], starts[index], out=S[0])
+                torch.sub(v[1:], h[:-1], out=S[1:])
+                if drop is not None:
+                    torch.where(drop, v, S, out=S)
                 S.mul_(frames.fast_decay(chunk, spare))
             else:
-                S.addcmul_(w, S, value=-1)
+                torch.sub(v, h, out=S)
             loss = w if drop is None else torch.masked_fill(w, drop, 1.0)
             carried = _adjoint(G, loss, carried, spare)
             torch.sum(S.mul_(G).mul_(frames.rate), 2, out=grad_delta[chunk])
