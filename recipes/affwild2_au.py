@@ -47,6 +47,7 @@ from mmau.data.clips import ClipDataset, ClipSampler
 from mmau.data.features import prepare_dataset
 from mmau.data.prepared_trial import PreparedTrial, load_trial
 from mmau.data.synthetic import SyntheticConfig, render_dataset
+from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.inference import AUPredictor, detector_logits, encode_trial
 from mmau.metrics import (
     AUCounts,
@@ -56,7 +57,7 @@ from mmau.metrics import (
     trivial_floors,
 )
 from mmau.models import AUDetector, Component, DetectorConfig, build_detector, save_pretrained
-from mmau.modules import LOSSES
+from mmau.modules import LOSSES, TEMPORAL_MODELS
 from mmau.plot import save_timeline
 from mmau.progress import progress_bar
 from mmau.training import SubmoduleAverage, parameter_groups, warmup_cosine
@@ -223,6 +224,17 @@ def problems_of(config: Config) -> list[str]:
         ):
             if not folder.is_dir():
                 problems.append(f"no such folder: {folder}")
+    for registry, component in (
+        (VISUAL_ENCODERS, config.model.visual),
+        (AUDIO_ENCODERS, config.model.audio),
+        (TEMPORAL_MODELS, config.model.temporal),
+        (LOSSES, config.loss),
+    ):
+        if component is not None:
+            try:
+                registry.check_options(component.name, component.options)
+            except (LookupError, ImportError, TypeError) as error:
+                problems.append(str(error))
     for component in (config.model.visual, config.model.audio):
         name = component.options.get("name") if component else None
         if name and not Path(name).is_dir() and not weights_at_hand(name):

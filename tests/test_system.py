@@ -92,6 +92,18 @@ def test_recipe_names_the_nearest_preset_and_key():
     assert "--optim.epochs" in run.stderr
 
 
+def test_unknown_component_and_option_are_named_before_any_work(tmp_path):
+    run = run_recipe(
+        "smoke", "--model.audio.name", "tiny_wavlm", "--loss.name", "asll", "--out", tmp_path / "x",
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "audio encoder 'tiny_wavlm' takes no option 'num_mels'" in run.stderr
+    assert "no loss named 'asll'; did you mean 'asl'?" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_paper_preset_says_what_is_missing(tmp_path):
     run = run_recipe("paper", "--data.root", tmp_path, "--out", tmp_path / "run", check=False)
     assert run.returncode == 1

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -270,6 +270,22 @@ class Registry(Generic[T]):
         Raises:
             TypeError: If the factory takes no such option, or the component is not callable.
         """
+        factory: Any = self.get(name)
+        self.check_options(name, options)
+        return factory(*args, **options)
+
+    def check_options(self, name: str, options: Iterable[str]) -> None:
+        """Check that a factory takes these options, without calling it.
+
+        Args:
+            name: Registered name.
+            options: Names of keyword arguments.
+
+        Raises:
+            UnknownComponentError: If there is none of this name.
+            MissingDependencyError: If it needs a library that is not installed.
+            TypeError: If the factory takes no such option, or the component is not callable.
+        """
         factory = self.get(name)
         if not callable(factory):
             raise TypeError(f"{self.kind} {name!r} is not a factory; use get({name!r}).")
@@ -284,7 +300,6 @@ class Registry(Generic[T]):
                         f"{self.kind} {name!r} takes no option {option!r}"
                         f"{did_you_mean(option, names)} It takes: {', '.join(names) or 'none'}."
                     )
-        return factory(*args, **options)
 
     def describe(self) -> list[ComponentInfo]:
         """List every component without importing any.
