@@ -204,10 +204,10 @@ class AUPredictor:
             ValueError: If its files do not belong together.
         """
         folder = Path(folder)
-        detector, config = load_pretrained(folder)
+        detector, config = load_pretrained(folder, device=device)
         path = folder / "calibration.json"
         calibration = Calibration.load(path) if path.exists() else None
-        return cls(detector.to(device), calibration, crop_size=config.crop_size)
+        return cls(detector, calibration, crop_size=config.crop_size)
 
     def predict_trial(
         self, trial: PreparedTrial, *, progress: ProgressCallback | None = None
@@ -222,7 +222,7 @@ class AUPredictor:
             The table.
         """
         logits = detector_logits(self.detector, trial, progress=progress)
-        probability = torch.sigmoid(logits).numpy()
+        prob = torch.sigmoid(logits)
         valid = np.asarray(trial.valid)
         notes = []
         if self.detector.audio_encoder is not None and trial.waveform is None:
@@ -237,8 +237,8 @@ class AUPredictor:
             timestamps=trial.timestamps,
             valid=valid,
             confidence=trial.confidence,
-            probability=probability,
-            active=probability >= np.asarray(self.calibration.thresholds, dtype=np.float32),
+            probability=prob.numpy(),
+            active=self.calibration.decide(prob).numpy(),
             notes=tuple(notes),
         )
 

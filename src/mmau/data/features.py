@@ -36,6 +36,7 @@ from mmau.media.errors import MediaError, check_file
 from mmau.media.face_alignment import align_faces
 from mmau.media.faces import FACE_DETECTORS, FaceTracker
 from mmau.media.video import VideoReader
+from mmau.progress import ProgressCallback
 
 __all__ = [
     "CacheError",
@@ -47,8 +48,6 @@ __all__ = [
     "save_trial",
     "source_fingerprint",
 ]
-
-Progress = Callable[[int, int], None]
 
 _SUFFIX = ".safetensors"
 _SAMPLE_RATE = 16000
@@ -79,7 +78,7 @@ def prepare_video(
     select: str = "largest",
     strict: bool = False,
     name: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     num_threads: int = 0,
 ) -> PreparedTrial:
     """Decode a video, follow one face through it, align it, and read the sound.
@@ -140,7 +139,7 @@ def _prepare(
     crop_size: int,
     strict: bool,
     name: str | None,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     num_threads: int,
 ) -> PreparedTrial:
     faces.reset()
@@ -227,7 +226,7 @@ def prepare_dataset(
     strict: bool = False,
     jobs: int = 1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Path]:
     """Prepare many videos, each into one file; do only what is not done yet.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from mmau.data.synthetic.face_warp import Face, load_faces
 from mmau.data.synthetic.manifest import TRUTH_FILE, write_readme, write_truth
 from mmau.data.synthetic.movie import write_movie
 from mmau.data.synthetic.photographs import PHOTOGRAPHS
+from mmau.progress import ProgressCallback
 
 __all__ = ["render_dataset"]
 
@@ -73,7 +74,7 @@ def render_dataset(
     seed: int = 0,
     config: SyntheticConfig | None = None,
     jobs: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Path:
     """Render a mini data set from two public-domain photographs, in the layout of Aff-Wild2.
 
