@@ -646,3 +646,33 @@ def test_a_plug_in_that_is_no_record_is_refused(monkeypatch):
     monkeypatch.setattr(SCAN_BACKENDS, "get", lambda name: print)
     with pytest.raises(TypeError, match="'other' must be a ScanBackend record; its package regist"):
         resolve_scan_backend("other")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_comes_out_may_enter_a_graph(keep):
+    """The kernels work on tensors that no graph may keep; none of them gets out."""
+    x, delta, A, B, C = make()[:5]
+    x = x.requires_grad_(keep)
+    y, state = selective_scan(x, delta, A, B, C, return_state=True, backend="chunked")
+    scale = torch.ones((), dtype=y.dtype, requires_grad=True)
+    (y.detach().mul(scale).sum() + state.detach().mul(scale).square().sum()).backward()
+    assert not y.is_inference()
+    assert not state.is_inference()
+    if keep:
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert not grad.is_inference()
+
+
+@pytest.mark.parametrize("step", [1e-4, 0.1, 8.0])
+def test_resets_have_the_right_gradients_at_any_step(step, short_chunks):
+    """Small and large steps take other paths through the backward."""
+    inputs = make(requires_grad=True)[:5]
+    reset = torch.rand(2, 11) < 0.3
+    grads = []
+    for backend in ("reference", "chunked"):
+        x, delta, A, B, C = inputs
+        y = selective_scan(x, delta * 0 + step, A, B, C, reset=reset, backend=backend)
+        again = selective_scan(x, delta * step, A, B, C, reset=reset, backend=backend)
+        grads.append(torch.autograd.grad((y.sin() + again).sum(), inputs))
+    for one, other in zip(*grads, strict=True):
+        assert_close(other, one, rtol=1e-9, atol=1e-11)

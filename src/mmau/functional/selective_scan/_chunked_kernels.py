@@ -93,11 +93,6 @@ class _Frames:
             for start in range(0, self.num_frames, self.length)
         ]
 
-    @property
-    def keeps_last(self) -> bool:
-        """Whether `h` and `w` of the last chunk are kept for the backward."""
-        return self.sizes.kept_frames > 0
-
     def precautions(self) -> tuple[bool, bool]:
         """Whether `u - w`, and whether `1 - w`, would lose digits if they were just subtracted.
 
@@ -179,45 +174,56 @@ def forward(
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `y` `(b, t, d)`, the final state `(b, d, n)` and the flat kept states."""
-    frames = _Frames(x, delta, A, B, C, reset, zoh)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    h = _to_work(x, A, initial_state)
-    starts, kept_h, kept_w, kept = _kept(frames, keep_states)
-    keeps_last = keep_states and frames.keeps_last
-    work = frames.buffers(1 if keeps_last and len(frames.chunks) == 1 else 2)
+    state = x.new_empty(x.shape[0], *A.shape)
+    num_clips, num_frames, d = x.shape
+    kept = x.new_empty(kept_elements(num_clips, num_frames, d, A.shape[1]) if keep_states else 0)
+    with torch.inference_mode():
+        frames = _Frames(x, delta, A, B, C, reset, zoh)
+        last = _scan(frames, _to_work(x, A, initial_state), y, kept if keep_states else None)
+        state.copy_(last.transpose(1, 2))
+    return y, state, kept
+
+
+def _scan(frames: _Frames, h: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
+    """Fill `y` and `kept`; return the last state in the layout of the work buffers."""
+    memory = None if kept is None else _Kept(frames, kept)
+    work = frames.buffers(1 if memory and memory.last_of == 1 else 2)
     for index, chunk in enumerate(frames.chunks):
-        w_, v_ = (buffer[: chunk.stop - chunk.start] for buffer in (work[0], work[-1]))
-        spare = w_
-        if keep_states:
-            starts[index].copy_(h)
-        if keeps_last and index == len(frames.chunks) - 1:
-            used = chunk.stop - chunk.start
-            w_, v_ = kept_w[:used], kept_h[:used]
-            # Room that this clip does not need holds no accidental numbers.
-            kept_w[used:].zero_()
-            kept_h[used:].zero_()
-        frames.factor(chunk, w_)
-        frames.target(chunk, v_)
+        w, v = (buffer[: chunk.stop - chunk.start] for buffer in (work[0], work[-1]))
+        spare = w
+        if memory is not None:
+            memory.starts[index].copy_(h)
+            if index + 1 == memory.last_of:
+                w, v = memory.last(chunk)
+                # Room that this clip does not need holds no accidental numbers.
+                memory.w[len(w) :].zero_()
+                memory.h[len(v) :].zero_()
+        frames.factor(chunk, w)
+        frames.target(chunk, v)
         # Copied, because the next chunk overwrites the buffer that the last state lives in.
-        h = frames.run(chunk, h, w_, v_, out=v_).clone()
-        torch.sum(torch.mul(v_, frames.C[chunk], out=spare), 2, out=y.transpose(0, 1)[chunk])
-    return y, h.transpose(1, 2).clone(memory_format=torch.contiguous_format), kept
+        h = frames.run(chunk, h, w, v, out=v).clone()
+        torch.sum(torch.mul(v, frames.C[chunk], out=spare), 2, out=y.transpose(0, 1)[chunk])
+    return h
 
 
-def _kept(
-    frames: _Frames, keep_states: bool, kept: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Views of the flat memory: states before the chunks, `h` and `w` of the last one, all of it.
+class _Kept:
+    """What a forward keeps for its backward, as views of its flat memory.
 
     Flat, because an axis of one chunk would make an exporter believe that there is never a second.
     """
-    state = frames.num_clips, frames.n, frames.d
-    _, chunks, last = frames.sizes
-    sizes = [chunks, last, last] if keep_states else [0, 0, 0]
-    if kept is None:
-        kept = frames.x.new_empty(sum(sizes) * math.prod(state))
-    starts, h, w = torch.split(kept.view(sum(sizes), *state), sizes)
-    return starts, h, w, kept
+
+    def __init__(self, frames: _Frames, memory: Tensor) -> None:
+        _, chunks, last = frames.sizes
+        rows = memory.view(chunks + 2 * last, frames.num_clips, frames.n, frames.d)
+        self.starts, self.w, self.h = torch.split(rows, [chunks, last, last])
+        self.last_of = chunks if last else -1
+        """Number of chunks, if `w` and `h` of the last one are kept."""
+
+    def last(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Return `w` and `h` of the last chunk."""
+        used = chunk.stop - chunk.start
+        return self.w[:used], self.h[:used]
 
 
 def _to_work(x: Tensor, A: Tensor, state: Tensor | None) -> Tensor:
@@ -254,73 +260,85 @@ def backward(
     $a (v - h_{t-1}) = v - h_t$, and $r \, \partial A = \sum G w v - \Delta G r (v - h_t)$, spare
     six passes.
     """
-    frames = _Frames(x, delta, A, B, C, reset, zoh)
     grads = tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, B, C)
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)
     )
-    grad_x, grad_delta, grad_B, grad_C = (grad.transpose(0, 1) for grad in grads)
-    grad_A = torch.zeros_like(frames.A)
-    grad_y = grad_y.transpose(0, 1).unsqueeze(2)
-    carried = _to_work(x, A, grad_state)
-    starts, kept_h, kept_w, _ = _kept(frames, True, kept)
-    only_last = frames.keeps_last and len(frames.chunks) == 1
-    hardly_moves, forgets = frames.precautions() if zoh else (False, False)
-    buffers = frames.buffers(4 + hardly_moves + (0 if only_last else 2))
+    grad_initial = x.new_empty(x.shape[0], *A.shape)
+    with torch.inference_mode():
+        frames = _Frames(x, delta, A, B, C, reset, zoh)
+        carried = _fill_gradients(frames, grads, grad_y, _to_work(x, A, grad_state), kept)
+        grad_initial.copy_(carried.transpose(1, 2))
+    return *grads, grad_initial  # type: ignore[return-value]
 
-    for index in reversed(range(len(frames.chunks))):
-        chunk = frames.chunks[index]
-        v, G, S, spare, *others = (buffer[: chunk.stop - chunk.start] for buffer in buffers)
-        x_, delta_, B_, C_ = (t[chunk] for t in (frames.x, frames.delta, frames.B, frames.C))
+
+def _fill_gradients(
+    frames: _Frames, grads: tuple[Tensor, ...], grad_y: Tensor, carried: Tensor, kept: Tensor
+) -> Tensor:
+    """Write the gradients of `x`, `delta`, `A`, `B`, `C`; return that of the state before them."""
+    grad_x, grad_delta, grad_A, grad_B, grad_C = (grad.transpose(0, 1) for grad in grads)
+    grad_y = grad_y.transpose(0, 1).unsqueeze(2)
+    memory = _Kept(frames, kept)
+    zoh, drop = frames.zoh, None
+    hardly_moves, forgets = frames.precautions() if zoh else (False, False)
+    # One sum over all frames at the end, instead of one for each chunk.
+    sum_A, *buffers = frames.buffers(4 + 2 * hardly_moves + 2 * (memory.last_of != 1))
+    sum_A.zero_()
+
+    for index, chunk in reversed(list(enumerate(frames.chunks))):
+        dA, v, G, spare, *others = (t[: chunk.stop - chunk.start] for t in (sum_A, *buffers))
+        x, delta, B, C = (t[chunk] for t in (frames.x, frames.delta, frames.B, frames.C))
         frames.target(chunk, v)
-        if frames.keeps_last and index == len(frames.chunks) - 1:
-            h, w = (t[: chunk.stop - chunk.start] for t in (kept_h, kept_w))
+        if index + 1 == memory.last_of:
+            w, h = memory.last(chunk)
         else:
             h, w = others[-2], frames.factor(chunk, others[-1])
-            frames.run(chunk, starts[index], w, v, out=h)
-        drop = None if frames.reset is None else frames.reset[chunk]
+            frames.run(chunk, memory.starts[index], w, v, out=h)
+        if frames.reset is not None:
+            drop = frames.reset[chunk]
 
-        torch.mul(grad_y[chunk], C_, out=G)
+        torch.mul(grad_y[chunk], C, out=G)
         torch.sum(torch.mul(h, grad_y[chunk], out=spare), 3, out=grad_C[chunk])
         if zoh:
+            S = others[0] if hardly_moves else v
             if forgets:
-                torch.sub(v[0], starts[index], out=S[0])
-                torch.sub(v[1:], h[:-1], out=S[1:])
+                spare[0].copy_(memory.starts[index])
+                spare[1:].copy_(h[:-1])
                 if drop is not None:
-                    torch.where(drop, v, S, out=S)
-                S.mul_(frames.fast_decay(chunk, spare))
+                    spare.masked_fill_(drop, 0.0)
+                torch.sub(v, spare, out=S).mul_(frames.fast_decay(chunk, spare))
             else:
                 torch.sub(v, h, out=S)
             loss = w if drop is None else torch.masked_fill(w, drop, 1.0)
             carried = _adjoint(G, loss, carried, spare)
             torch.sum(S.mul_(G).mul_(frames.rate), 2, out=grad_delta[chunk])
             if hardly_moves:
-                u = torch.mul(delta_, frames.rate, out=spare)
-                q = _lag(u, w, S, others[0])
-                grad_A += u.mul_(h).addcmul_(q, v, value=-1).mul_(G).sum((0, 1))
-                P = G.mul_(w)
+                u = torch.mul(delta, frames.rate, out=spare)
+                q = _lag(u, w, S, others[1])
+                dA.addcmul_(u.mul_(h).addcmul_(q, v, value=-1), G)
             else:
-                P = G.mul_(w)
-                grad_A -= S.mul_(delta_).addcmul_(P, v, value=-1).sum((0, 1))
-            P.mul_(frames.inverse)
-            torch.sum(torch.mul(P, B_, out=spare), 2, out=grad_x[chunk])
-            torch.sum(torch.mul(P, x_, out=spare), 3, out=grad_B[chunk])
+                dA.addcmul_(S, delta, value=-1)
+            P = G.mul_(w).mul_(frames.inverse)
+            entering = torch.mul(P, B, out=spare)
+            torch.sum(entering, 2, out=grad_x[chunk])
+            if not hardly_moves:
+                dA.addcmul_(entering, x)
+            torch.sum(torch.mul(P, x, out=spare), 3, out=grad_B[chunk])
         else:
-            torch.mul(w[0], starts[index], out=S[0])
+            S = v
+            torch.mul(w[0], memory.starts[index], out=S[0])
             torch.mul(w[1:], h[:-1], out=S[1:])
             if drop is not None:
                 S.masked_fill_(drop, 0.0)
             carried = _adjoint_euler(G, w if drop is None else w.masked_fill(drop, 0.0), carried)
-            S.mul_(G)
-            grad_A += torch.mul(S, delta_, out=spare).sum((0, 1))
-            GB = torch.mul(G, B_, out=spare).sum(2)
-            torch.mul(GB, delta_.squeeze(2), out=grad_x[chunk])
+            dA.addcmul_(S.mul_(G), delta)
+            GB = torch.mul(G, B, out=spare).sum(2)
+            torch.mul(GB, delta.squeeze(2), out=grad_x[chunk])
             torch.sum(S.mul_(frames.A), 2, out=grad_delta[chunk])
-            grad_delta[chunk].addcmul_(GB, x_.squeeze(2))
-            torch.sum(G.mul_(x_ * delta_), 3, out=grad_B[chunk])
-    if zoh:
-        grad_A *= frames.inverse
-    grad_initial = carried.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    return grads[0], grads[1], grad_A.t().contiguous(), grads[2], grads[3], grad_initial
+            grad_delta[chunk].addcmul_(GB, x.squeeze(2))
+            torch.sum(G.mul_(x * delta), 3, out=grad_B[chunk])
+    total = sum_A.sum((0, 1))
+    grad_A.copy_(total.mul_(frames.inverse) if zoh else total)
+    return carried
 
 
 def _lag(u: Tensor, w: Tensor, out: Tensor, spare: Tensor) -> Tensor:
