@@ -6,6 +6,7 @@ when the kernels are defined. By hand:
     TRITON_INTERPRET=1 python -m pytest tests/functional/scan_triton_interpreted.py
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 
 from mmau.functional.selective_scan import _reference as reference
 from mmau.functional.selective_scan import resolve_scan_backend, selective_scan
+from mmau.modules import AGSSM
 from mmau.testing import check_scan_backend
 
 
@@ -204,6 +206,32 @@ def test_gate_and_softplus_are_fused(backend, discretization, with_gate):
         )
 
     compare("fused", exact, fused, inputs)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_agssm_runs_gate_softplus_and_scan_in_one_kernel(bidirectional):
+    model, exact = (
+        AGSSM(5, 4, d_state=3, backend=name, bidirectional=bidirectional)
+        for name in ("triton", "reference")
+    )
+    exact.load_state_dict(model.state_dict())
+    # Whoever calls the plain entry has written gate and step to memory.
+    for one in (model, model.reversed_scan):
+        if one is not None:
+            one.backend = dataclasses.replace(one.backend, run=None)
+    visual, audio = torch.randn(2, 6, 5), torch.randn(2, 6, 4)
+    heard, mask, reset = torch.rand(3, 2, 6) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
+    visual[~mask], audio[~heard] = math.nan, math.nan
+    state = None if bidirectional else torch.randn(2, 5, 3)
+    given = {"audio_mask": heard, "mask": mask, "reset": reset, "state": state}
+    results = []
+    for one in (model, exact):
+        out, final = one(visual, audio, **given)
+        total = out.square().sum() + (0 if final is None else final.sum())
+        results.append((out, final, *torch.autograd.grad(total, list(one.parameters()))))
+    assert not results[0][0][~mask].any()
+    for fused, composed in zip(*results, strict=True):
+        assert_close(fused, composed, rtol=2e-5, atol=2e-6)
 
 
 def test_softplus_keeps_its_digits(backend):

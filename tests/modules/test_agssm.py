@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -308,6 +309,36 @@ def test_the_resolved_backend_shows():
     assert "backend='chunked'" in repr(AGSSM(4))
     assert "backend='reference'" in repr(AGSSM(4, backend="reference"))
     assert "dt_range=(0.001, 0.1)" in repr(AGSSM(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"), [({}, 1), ({"bidirectional": True}, 2), ({"skip": True}, 0)]
+)
+def test_a_backend_with_a_fused_kernel_gets_it_called(options, kernels):
+    """With what it needs to leave masked frames and absent audio out by itself."""
+    calls = []
+    plain = resolve_scan_backend("reference")
+
+    def run_gated(x, delta_logits, delta_bias, A, B, C, *, gate_logits, **rest):
+        calls.append(1)
+        delta = torch.nn.functional.softplus(delta_logits + delta_bias)
+        return plain.run(x * torch.sigmoid(gate_logits), delta, A, B, C, **rest)
+
+    fused = dataclasses.replace(plain, name="fused", run_gated=run_gated)
+    model = AGSSM(6, 4, d_state=3, backend=fused, **options).double()
+    composed = AGSSM(6, 4, d_state=3, backend=plain, **options).double()
+    composed.load_state_dict(model.state_dict())
+    visual, audio = clip()
+    heard, mask, reset = torch.rand(3, 2, 9) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
+    visual[~mask], audio[~heard] = math.nan, math.nan
+    given = {"audio_mask": heard, "mask": mask, "reset": reset}
+    out, state = model(visual, audio, **given)
+    expected, expected_state = composed(visual, audio, **given)
+    assert len(calls) == kernels
+    assert torch.equal(out, expected)
+    assert state is expected_state is None or torch.equal(state, expected_state)
+    model(visual, audio, **given, return_selection=True)
+    assert len(calls) == kernels + (model.reversed_scan is not None)  # it wants to be looked at
 
 
 def test_discretisations_differ_as_they_should():

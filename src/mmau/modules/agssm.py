@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_mask, check_shapes
-from mmau.functional.selective_scan import ScanBackend, resolve_scan_backend, selective_scan
+from mmau.functional.selective_scan import (
+    GatedScanFunction,
+    ScanBackend,
+    resolve_scan_backend,
+    selective_scan,
+)
 from mmau.modules.audio_guided_selection import AudioGuidedSelection, SelectionParameters
 from mmau.modules.temporal import TemporalState
 from mmau.modules.temporal_module import TemporalModule, exempt_from_weight_decay
@@ -220,9 +225,13 @@ class AGSSM(TemporalModule):
         )
         check_mask("reset", reset)
         visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
-        selection = self.selection(visual, audio, audio_mask=present)
-        gated = visual if selection.gate is None else visual * selection.gate
-        out, final = self._scan(gated, selection, state, mask, reset)
+        fused = self.fused_scan
+        if fused is not None and not return_selection:
+            out, final = self._scan_fused(fused, visual, audio, present, state, mask, reset)
+        else:
+            selection = self.selection(visual, audio, audio_mask=present)
+            gated = visual if selection.gate is None else visual * selection.gate
+            out, final = self._scan(gated, selection, state, mask, reset)
         final_state: Tensor | None = None if self.share_directions else final
         if self.share_directions:
             # Selection and gate look at one frame each, so they are the same in both directions.
@@ -272,6 +281,47 @@ class AGSSM(TemporalModule):
             discretization=self.discretization,
             return_state=True,
             backend=self.backend,
+        )
+
+    @property
+    def fused_scan(self) -> GatedScanFunction | None:
+        """What computes gate, softplus and scan in one kernel, where the backend has such a one."""
+        composed = self.D is not None or self.share_directions
+        return None if composed else self.backend.run_gated
+
+    def _scan_fused(
+        self,
+        run: GatedScanFunction,
+        visual: Tensor,
+        audio: Tensor | None,
+        present: Tensor | None,
+        state: Tensor | None,
+        mask: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        delta_logits, B, C, gate_logits = self.selection.logits(visual, audio, audio_mask=present)
+        self.backend.check(
+            discretization=self.discretization,
+            device=visual.device.type,
+            dtype=self.A_log.dtype,
+            state=True,
+            reset=reset is not None,
+        )
+        if mask is not None:  # `prepare` has put zeros into the masked frames of `visual`
+            masked = ~mask.unsqueeze(-1)
+            C = C.masked_fill(masked, 0.0)
+            delta_logits = delta_logits.masked_fill(masked, -torch.inf)
+        return run(
+            visual,
+            delta_logits,
+            self.selection.delta_bias,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            gate_logits=gate_logits,
+            initial_state=state,
+            reset=reset,
+            discretization=self.discretization,
         )
 
     def extra_repr(self) -> str:

@@ -122,6 +122,32 @@ class AudioGuidedSelection(nn.Module):
             ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
             TypeError: If `audio_mask` is not bool.
         """
+        delta_logits, B, C, gate_logits = self.logits(visual, audio, audio_mask=audio_mask)
+        return SelectionParameters(
+            delta=F.softplus(delta_logits + self.delta_bias),
+            B=B,
+            C=C,
+            gate=None if gate_logits is None else torch.sigmoid(gate_logits),
+        )
+
+    def logits(
+        self, visual: Tensor, audio: Tensor | None = None, *, audio_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute what a kernel turns into step and gate by itself.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, t, a)`; `None` means absent everywhere.
+            audio_mask: `(b, t)` bool, True where there is audio.
+
+        Returns:
+            Step before bias and softplus `(b, t, d)`, `B` and `C` `(b, t, n)`, and the gate before
+            the sigmoid `(b, t, d)`: `inf` where there is no audio, `None` without `d_audio`.
+
+        Raises:
+            ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
+            TypeError: If `audio_mask` is not bool.
+        """
         sizes = {"d": self.d_model, "a": self.d_audio or 0}
         check_shapes(
             sizes=sizes,
@@ -130,22 +156,22 @@ class AudioGuidedSelection(nn.Module):
             audio_mask=(audio_mask, "b t"),
         )
         check_mask("audio_mask", audio_mask)
-        gate = None
+        gate_logits = None
         fused = visual
         if self.to_gate is not None:
             if audio is None:
                 audio = visual.new_zeros(*visual.shape[:2], self.to_gate.in_features)
                 audio_mask = torch.zeros_like(audio[..., 0], dtype=torch.bool)
             audio = zero_where_masked(audio, audio_mask)
-            gate = torch.sigmoid(self.to_gate(audio))
+            gate_logits = self.to_gate(audio)
             if audio_mask is not None:
-                gate = gate.masked_fill(~audio_mask.unsqueeze(-1), 1.0)
+                gate_logits = gate_logits.masked_fill(~audio_mask.unsqueeze(-1), math.inf)
             fused = torch.cat([visual, audio], dim=-1)
         s = self.fuse(fused)
         # The bias decides the time scale, over decades: it is added in its own precision, also
         # where autocast made the projection a half-precision one.
-        delta = F.softplus(self.to_delta(s).to(self.delta_bias.dtype) + self.delta_bias)
-        return SelectionParameters(delta=delta, B=self.to_B(s), C=self.to_C(s), gate=gate)
+        delta_logits = self.to_delta(s).to(self.delta_bias.dtype)
+        return delta_logits, self.to_B(s), self.to_C(s), gate_logits
 
     def extra_repr(self) -> str:
         """Say what is not visible in the layers."""

@@ -7,11 +7,17 @@ package of yours can add one through the entry-point group `mmau.scan_backends`.
 from __future__ import annotations
 
 from mmau.functional.selective_scan._api import resolve_scan_backend, selective_scan
-from mmau.functional.selective_scan._backend import SCAN_BACKENDS, ScanBackend, ScanFunction
+from mmau.functional.selective_scan._backend import (
+    SCAN_BACKENDS,
+    GatedScanFunction,
+    ScanBackend,
+    ScanFunction,
+)
 from mmau.functional.selective_scan._discretize import euler, half_life, zoh
 
 __all__ = [
     "SCAN_BACKENDS",
+    "GatedScanFunction",
     "ScanBackend",
     "ScanFunction",
     "euler",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmau.registry import Registry
 
-__all__ = ["SCAN_BACKENDS", "ScanBackend", "ScanFunction"]
+__all__ = ["SCAN_BACKENDS", "GatedScanFunction", "ScanBackend", "ScanFunction"]
 
 
 class ScanFunction(Protocol):
@@ -36,6 +36,31 @@ class ScanFunction(Protocol):
         """Return `y` `(b, t, d)` and the final state `(b, d, n)`."""
 
 
+class GatedScanFunction(Protocol):
+    r"""A scan that also does what comes right before it, without writing that to memory.
+
+    The scan of $x \odot \sigma(\text{gate logits})$ with $\Delta = \text{softplus}(\text{delta
+    logits} + \text{delta bias})$. A gate logit of `inf` opens the gate, a step logit of `-inf`
+    freezes the state; the tensors may have different floating dtypes.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        delta_logits: Tensor,
+        delta_bias: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *,
+        gate_logits: Tensor | None,
+        initial_state: Tensor | None,
+        reset: Tensor | None,
+        discretization: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `y` `(b, t, d)` and the final state `(b, d, n)`."""
+
+
 @dataclass(frozen=True)
 class ScanBackend:
     """One implementation of the selective scan and what it declares to offer.
@@ -52,6 +77,8 @@ class ScanBackend:
         takes_state: Whether it takes an initial state and returns a differentiable final one.
         takes_reset: Whether it can drop the state at given frames.
         compiles: Whether `torch.compile(fullgraph=True)` can trace it.
+        run_gated: The same with gate and softplus in one kernel, which `AGSSM` then calls, or
+            `None`.
 
     Examples:
         >>> SCAN_BACKENDS.get("chunked").takes_state
@@ -66,6 +93,7 @@ class ScanBackend:
     takes_state: bool = True
     takes_reset: bool = True
     compiles: bool = True
+    run_gated: GatedScanFunction | None = None
 
     def check_discretization(self, discretization: str) -> None:
         """Refuse a discretisation that this backend does not declare.

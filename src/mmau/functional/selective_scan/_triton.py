@@ -388,6 +388,7 @@ def gated_scan(
 BACKEND = ScanBackend(
     name="triton",
     run=scan,
+    run_gated=gated_scan,
     devices=frozenset({"cpu", "cuda"} if kernels.INTERPRETED else {"cuda"}),
     dtypes=frozenset({torch.float32}),
 )
