@@ -159,6 +159,13 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     return content
 
 
+def on_post_build(config: Any) -> None:
+    """Write the search index as a script too: a page opened from a folder may not fetch it."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    text = index.read_text(encoding="utf-8")
+    index.with_suffix(".js").write_text(f"var __index = {text}", encoding="utf-8")
+
+
 def on_serve(server: Any, config: Any, builder: Any) -> Any:
     """Rebuild when the library changes."""
     server.watch(str(ROOT / "src"))

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 SITE = Path(os.environ.get("SITE", ROOT / "site"))
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 PREFIX = "/mmau/"
-PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
+PAGES = sorted(
+    path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if path.name != "404.html"
+)
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -56,8 +58,8 @@ def test_the_site_is_built(site):
     expected = {
         "index.html",
         "gallery/index.html",
-        "reference/modules/index.html",
-        "paper/index.html",
+        "reference/modules.html",
+        "paper.html",
     }
     assert expected <= set(PAGES)
 
@@ -164,7 +166,7 @@ def tab(browser, base, request):
     problems = []
 
     def outside(url):
-        return not url.startswith((base, "data:", "blob:"))
+        return not url.startswith((base, SITE.as_uri(), "data:", "blob:"))
 
     page.on(
         "console",
@@ -209,7 +211,7 @@ def _shoot(tab, name):
 
 @pytest.mark.parametrize("path", PAGES)
 def test_page(tab, base, path):
-    tab.goto(base + path.removesuffix("index.html"), wait_until="load")
+    tab.goto(base + path, wait_until="load")
     tab.evaluate(
         "async () => { for (const i of document.images) { i.loading = 'eager';"
         " await i.decode().catch(() => {}) } }"
@@ -229,17 +231,19 @@ def test_page(tab, base, path):
     assert "\\(" not in text
     wider = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wider <= 0, f"the page is {wider} px wider than the screen"
-    _shoot(tab, path.removesuffix("/index.html").replace("/", "_"))
+    _shoot(tab, path.removesuffix(".html").replace("/", "_"))
 
 
 def test_formulas_are_there(tab, base):
-    tab.goto(base + "paper/", wait_until="networkidle")
+    tab.goto(base + "paper.html", wait_until="networkidle")
     assert tab.locator("math[display=block]").count() >= 4
     assert tab.locator("math mfrac").count() >= 2
 
 
-def test_search(tab, base):
-    tab.goto(base, wait_until="networkidle")
+@pytest.mark.parametrize("opened", ["from a server", "from a folder"])
+def test_search(tab, base, site, opened):
+    start = base if opened == "from a server" else site.as_uri() + "/"
+    tab.goto(start + "index.html", wait_until="networkidle")
     if tab.viewport_size["width"] < 600:
         tab.click("label.md-header__button[for=__search]")
     else:
@@ -254,7 +258,7 @@ def test_search(tab, base):
 
 
 def test_dark_scheme(tab, base):
-    tab.goto(base + "gallery/plot_asymmetric_loss/", wait_until="networkidle")
+    tab.goto(base + "gallery/plot_asymmetric_loss.html", wait_until="networkidle")
     assert tab.evaluate("document.body.dataset.mdColorScheme") == "default"
     light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     tab.click("label[title=Dark]")
@@ -265,12 +269,12 @@ def test_dark_scheme(tab, base):
 
 
 def test_names_in_code_lead_to_the_api(tab, base):
-    tab.goto(base + "gallery/plot_asymmetric_loss/", wait_until="networkidle")
+    tab.goto(base + "gallery/plot_asymmetric_loss.html", wait_until="networkidle")
     tab.locator("pre code a", has_text="asymmetric_loss").first.click()
-    tab.wait_for_url("**/reference/functional/#*asymmetric_loss")
+    tab.wait_for_url("**/reference/functional.html#*asymmetric_loss")
 
 
 def test_an_api_page_shows_its_examples(tab, base):
-    tab.goto(base + "reference/functional/", wait_until="networkidle")
+    tab.goto(base + "reference/functional.html", wait_until="networkidle")
     tab.locator(".gl-mini a.gl-card[href*=plot_asymmetric_loss]").first.click()
-    tab.wait_for_url("**/gallery/plot_asymmetric_loss/")
+    tab.wait_for_url("**/gallery/plot_asymmetric_loss.html")
