@@ -24,6 +24,10 @@ $(READY): pyproject.toml constraints.txt requirements/headless.txt
 	$(PIP) install -q -c constraints.txt torch $(TORCH_ARGS)
 	$(PIP) install -q -c constraints.txt -r requirements/headless.txt
 	$(PIP) install -q -c constraints.txt --no-deps mediapipe
+	$(PIP) install -q -c constraints.txt --no-deps torchaudio
+	# Its wheel is linked to CUDA; beside a CPU torch only its Python part can load, and does.
+	$(BIN)/python -c "import torch, sys; sys.exit(torch.version.cuda is None)" \
+	  || find $(VENV)/lib -path '*/torchaudio/*' -name '*.so' -delete
 	$(PIP) install -q -c constraints.txt hatchling editables
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[encoders,video,plot,docs,dev]"
 	touch $@
