@@ -34,7 +34,7 @@ def only_local(encoder):
 def test_each_token_is_one_patch_in_reading_order(registers, size):
     """A class or register token left in would shift every token, and shows here."""
     encoder = only_local(
-        tiny_dinov2(**SMALL, num_register_tokens=registers, normalize="imagenet")
+        tiny_dinov2(**SMALL, num_register_tokens=registers, normalize="pretrained")
     ).eval()
     images = torch.rand(1, 3, *size)
     plain = encoder(images)
@@ -119,7 +119,7 @@ def test_per_image_normalisation_ignores_brightness_and_survives_a_blank_crop():
 
 
 def test_imagenet_normalisation_has_the_published_statistics():
-    encoder = tiny_dinov2(**SMALL, normalize="imagenet")
+    encoder = tiny_dinov2(**SMALL, normalize="pretrained")
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     assert_close(encoder._normalized(mean), torch.zeros(1, 3, 32, 32))
     ones = encoder._normalized(mean + torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))

@@ -12,6 +12,14 @@ from mmau.encoders._weights import WeightsNotFoundError
 from mmau.encoders.adapters import count_parameters
 from mmau.encoders.wavlm import WAVLM_ARCHITECTURES, tiny_wavlm, wavlm
 
+SMALL_CONFIG = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+    "num_buckets": 32, "max_bucket_distance": 80, "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True, "hidden_dropout": 0.0, "activation_dropout": 0.0,
+    "attention_dropout": 0.0,
+}  # fmt: skip
+
 
 def only_local(encoder):
     """Switch attention and the positional convolution off: a feature sees its own window only."""
@@ -240,3 +248,51 @@ def test_wrong_options():
     with pytest.raises(ValueError, match="`name` must be one of"):
         wavlm("microsoft/wavlm-huge", pretrained=False)
     assert sorted(WAVLM_ARCHITECTURES)[-1] == "microsoft/wavlm-large"
+
+
+@pytest.mark.parametrize("place", ["feed_forward", "attention"])
+def test_lora_learns_where_it_is_asked_for(place):
+    """On the attention only through its own projections; see the test below."""
+    torch.manual_seed(0)
+    plain = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True)
+    torch.manual_seed(0)
+    encoder = WavLMEncoder.from_config(
+        SMALL_CONFIG, lora_rank=2, lora_place=place, attention="sdpa"
+    )
+    waveform = torch.randn(2, 8000)
+    assert_close(encoder.train()(waveform).features, plain(waveform).features, atol=1e-5, rtol=1e-5)
+    for name, tensor in encoder.saved_tensors().items():
+        if name.startswith("lora.") and name.endswith(".up"):
+            nn.init.normal_(tensor, std=0.1)
+    features = encoder(waveform).features
+    (features * torch.randn_like(features)).sum().backward()
+    trained = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 + 1
+    for name, parameter in trained.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 1e-9, name
+    copied = copy.deepcopy(encoder).eval()
+    assert_close(copied(waveform).features, encoder.eval()(waveform).features)
+
+
+def test_lora_that_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match='LoRA on the attention of WavLM needs `attention="sdpa"`'):
+        WavLMEncoder.from_config(SMALL_CONFIG, lora_rank=2, lora_place="attention")
+
+
+# transformers itself mixes a boolean and a float mask.
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
+def test_the_fused_attention_equals_that_of_transformers_under_a_mask():
+    torch.manual_seed(0)
+    eager = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True)
+    torch.manual_seed(0)
+    fused = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True, attention="sdpa")
+    assert {type(m).__name__ for m in fused.modules()} > {"_SdpaAttention"}
+    waveform = torch.randn(2, 16000)
+    mask = torch.ones(2, 16000, dtype=torch.long)
+    mask[1, 9000:] = 0
+    one, other = (
+        e.backbone(waveform, attention_mask=mask).last_hidden_state for e in (eager, fused)
+    )
+    assert_close(one[0], other[0], atol=1e-5, rtol=1e-5)
+    assert_close(one[1, :27], other[1, :27], atol=1e-5, rtol=1e-5)

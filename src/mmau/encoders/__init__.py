@@ -22,7 +22,11 @@ from mmau.registry import MissingDependencyError, Registry
 
 if TYPE_CHECKING:
     from mmau.encoders.dinov2 import DINOv2Encoder
+    from mmau.encoders.hugging_face_speech import HuggingFaceSpeechEncoder
+    from mmau.encoders.hugging_face_vision import HuggingFaceVisualEncoder
+    from mmau.encoders.vit import ViTEncoder
     from mmau.encoders.wavlm import WavLMEncoder
+    from mmau.encoders.whisper import WhisperEncoder
 
 __all__ = [
     "AUDIO_ENCODERS",
@@ -30,11 +34,15 @@ __all__ = [
     "AudioEncoder",
     "AudioFeatures",
     "DINOv2Encoder",
+    "HuggingFaceSpeechEncoder",
+    "HuggingFaceVisualEncoder",
     "LogMelEncoder",
     "PretrainedSource",
+    "ViTEncoder",
     "VisualEncoder",
     "VisualFeatures",
     "WavLMEncoder",
+    "WhisperEncoder",
 ]
 
 _NEEDS = ("transformers", "peft")
@@ -54,6 +62,20 @@ VISUAL_ENCODERS.register_lazy(
     "tiny",
     "mmau.encoders.dinov2:tiny_dinov2",
     summary="DINOv2 of two narrow layers, to be trained from scratch.",
+    extra="encoders",
+    requires=_NEEDS,
+)
+VISUAL_ENCODERS.register_lazy(
+    "vit",
+    "mmau.encoders.vit:vit",
+    summary="ViT trained for classification: the paper's baseline.",
+    extra="encoders",
+    requires=_NEEDS,
+)
+VISUAL_ENCODERS.register_lazy(
+    "hf_vision",
+    "mmau.encoders.hugging_face_vision:hf_vision",
+    summary="Any vision transformer of the hub by its name: DINOv3, CLIP, SigLIP, ...",
     extra="encoders",
     requires=_NEEDS,
 )
@@ -77,12 +99,33 @@ AUDIO_ENCODERS.register_lazy(
     requires=_NEEDS,
 )
 AUDIO_ENCODERS.register_lazy(
+    "whisper",
+    "mmau.encoders.whisper:whisper",
+    summary="Encoder of Whisper, frozen: the paper's baseline.",
+    extra="encoders",
+    requires=_NEEDS,
+)
+AUDIO_ENCODERS.register_lazy(
+    "hf_speech",
+    "mmau.encoders.hugging_face_speech:hf_speech",
+    summary="Any wav2vec-like model of the hub by its name: HuBERT, wav2vec 2.0, ...",
+    extra="encoders",
+    requires=_NEEDS,
+)
+AUDIO_ENCODERS.register_lazy(
     "log_mel",
     "mmau.encoders.log_mel:LogMelEncoder",
     summary="Log-mel energies in plain torch, causal if asked for.",
 )
 
-_LAZY = {"DINOv2Encoder": "mmau.encoders.dinov2", "WavLMEncoder": "mmau.encoders.wavlm"}
+_LAZY = {
+    "DINOv2Encoder": "mmau.encoders.dinov2",
+    "HuggingFaceSpeechEncoder": "mmau.encoders.hugging_face_speech",
+    "HuggingFaceVisualEncoder": "mmau.encoders.hugging_face_vision",
+    "ViTEncoder": "mmau.encoders.vit",
+    "WavLMEncoder": "mmau.encoders.wavlm",
+    "WhisperEncoder": "mmau.encoders.whisper",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from mmau._checks import did_you_mean
 
-__all__ = ["WeightsNotFoundError", "check_config_keys", "load_backbone", "load_config", "own_names"]
+__all__ = [
+    "WeightsNotFoundError",
+    "check_config_keys",
+    "load_backbone",
+    "load_config",
+    "model_class_named",
+    "own_names",
+]
 
 
 class WeightsNotFoundError(FileNotFoundError):
@@ -32,13 +39,36 @@ def _explain(name: str, error: Exception) -> Exception:
     )
 
 
-def load_config(name: str, *, revision: str | None, model_types: Iterable[str]) -> Any:
+def model_class_named(name: str) -> Any:
+    """Return a model class of transformers.
+
+    Args:
+        name: Its name, such as `"CLIPVisionModel"`.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    import transformers
+
+    found = getattr(transformers, name, None)
+    if not hasattr(found, "from_pretrained"):
+        known = [known for known in dir(transformers) if known.endswith("Model")]
+        raise ValueError(f"transformers has no model class {name!r}{did_you_mean(name, known)}")
+    return found
+
+
+def load_config(
+    name: str, *, revision: str | None, model_types: Iterable[str] | None = None
+) -> Any:
     """Load a configuration and check that it is of the expected family.
 
     Args:
         name: Name on the hub, or a local folder.
         revision: Branch, tag or commit.
-        model_types: Accepted `model_type` values.
+        model_types: Accepted `model_type` values; any if left out.
 
     Returns:
         The configuration.
@@ -53,8 +83,8 @@ def load_config(name: str, *, revision: str | None, model_types: Iterable[str]) 
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise _explain(name, error) from error
-    accepted = tuple(model_types)
-    if config.model_type not in accepted:
+    accepted = None if model_types is None else tuple(model_types)
+    if accepted is not None and config.model_type not in accepted:
         raise ValueError(
             f"{name!r} is a model of type {config.model_type!r}; expected {' or '.join(accepted)}."
         )
@@ -68,6 +98,7 @@ def load_backbone(
     *,
     revision: str | None,
     optional: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Load a model and refuse weights that do not fill it.
 
@@ -77,6 +108,7 @@ def load_backbone(
         config: Its configuration, with our changes.
         revision: Branch, tag or commit.
         optional: Endings of parameter names that may be absent.
+        options: Further arguments of the model's constructor.
 
     Returns:
         The model, in evaluation mode.
@@ -88,7 +120,7 @@ def load_backbone(
     """
     try:
         model, report = model_class.from_pretrained(
-            name, config=config, revision=revision, output_loading_info=True
+            name, config=config, revision=revision, output_loading_info=True, **(options or {})
         )
     except OSError as error:
         raise _explain(name, error) from error

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     Dinov2Config,
     Dinov2Model,
@@ -14,10 +13,10 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from mmau._checks import check_choice, check_shapes
-from mmau.encoders._weights import check_config_keys, load_backbone, load_config, own_names
-from mmau.encoders.adapters import freeze, inject_lora
-from mmau.encoders.protocols import PretrainedSource, VisualFeatures
+from mmau._checks import check_choice
+from mmau.encoders._weights import check_config_keys, load_backbone, load_config
+from mmau.encoders.hugging_face_vision import HuggingFaceVisualEncoder
+from mmau.encoders.protocols import PretrainedSource
 
 __all__ = ["DINOV2_ARCHITECTURES", "DINOv2Encoder", "dinov2", "tiny_dinov2"]
 
@@ -45,91 +44,23 @@ DINOV2_ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """Name on the hub to the sizes of the published models, for building one with random weights."""
 
-_ROLES = {"query": ("query", "q_proj"), "value": ("value", "v_proj")}
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-# Keeps the normalisation of an empty (constant) crop finite and its noise small.
-_PER_IMAGE_EPS = 0.05
 
-
-class DINOv2Encoder(nn.Module):
+class DINOv2Encoder(HuggingFaceVisualEncoder):
     """Turn face crops into DINOv2 patch tokens.
 
-    Use `from_pretrained` or `from_config`. A frozen backbone stays in evaluation mode and keeps no
-    gradients, also under `.train()`; only the LoRA pairs learn. The class token and the register
-    tokens are dropped. Crops may have any size that is a multiple of the patch size; position
-    embeddings are interpolated. At initialisation LoRA changes nothing.
-
-    Args:
-        backbone: `Dinov2Model` or `Dinov2WithRegistersModel`; changed in place.
-        lora_rank: Rank of the LoRA update of each query and value projection; `None` for none. The
-            paper gives no rank.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_layers: Adapt only that many layers, counted from the output; all if `None`.
-        freeze_backbone: Whether the pretrained weights are left as they are; needed with LoRA.
-        normalize: `"imagenet"`, the statistics DINOv2 was trained with, or `"per_image"`, zero mean
-            and unit deviation over each crop.
-        source: Where the backbone's weights can be had again, if anywhere.
-
-    Shape:
-        - images: `(b, 3, h, w)`, float in [0, 1]
-        - output: `VisualFeatures`, `(b, p, d_out)` and the grid
+    Use `from_pretrained` or `from_config`; options and behaviour are those of
+    `HuggingFaceVisualEncoder`. The paper gives no rank for LoRA; `from_pretrained` takes 8.
 
     References:
         Section 3.1 and 4.1 of the paper. Oquab et al., *DINOv2*, 2023.
 
     Examples:
+        >>> import torch
         >>> encoder = tiny_dinov2()
         >>> features = encoder(torch.rand(2, 3, 64, 64))
         >>> features.patch_tokens.shape, features.grid_size
         (torch.Size([2, 64, 48]), (8, 8))
     """
-
-    _mean: Tensor
-    _std: Tensor
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        lora_rank: int | None = 8,
-        lora_alpha: float = 16.0,
-        lora_layers: int | None = None,
-        freeze_backbone: bool = True,
-        normalize: Literal["imagenet", "per_image"] = "imagenet",
-        source: PretrainedSource | None = None,
-    ) -> None:
-        super().__init__()
-        check_choice("normalize", normalize, ("imagenet", "per_image"))
-        if lora_rank is not None and not freeze_backbone:
-            raise ValueError(
-                "LoRA next to a trainable backbone has no effect of its own; "
-                "use `lora_rank=None` or `freeze_backbone=True`."
-            )
-        config: Any = backbone.config
-        self.d_out = int(config.hidden_size)
-        self.patch_size = int(config.patch_size)
-        self.normalize = normalize
-        self.source = source
-        self.freeze_backbone = freeze_backbone
-        self.num_prefix_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
-        self.backbone = backbone
-        self._lora_names: dict[str, str] = {}
-        if freeze_backbone:
-            freeze(backbone)
-        else:
-            _freeze_without_effect(backbone)
-        if lora_rank is not None:
-            self._lora_names = inject_lora(
-                backbone,
-                _ROLES,
-                int(config.num_hidden_layers),
-                rank=lora_rank,
-                alpha=lora_alpha,
-                last_layers=lora_layers,
-            )
-        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_pretrained(
@@ -139,7 +70,7 @@ class DINOv2Encoder(nn.Module):
         lora_rank: int | None = 8,
         lora_alpha: float = 16.0,
         lora_layers: int | None = None,
-        normalize: Literal["imagenet", "per_image"] = "imagenet",
+        normalize: Literal["pretrained", "per_image"] = "pretrained",
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
         revision: str | None = None,
     ) -> DINOv2Encoder:
@@ -190,7 +121,7 @@ class DINOv2Encoder(nn.Module):
         lora_rank: int | None = None,
         lora_alpha: float = 16.0,
         lora_layers: int | None = None,
-        normalize: Literal["imagenet", "per_image"] = "imagenet",
+        normalize: Literal["pretrained", "per_image"] = "pretrained",
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     ) -> DINOv2Encoder:
         """Build an encoder with random weights.
@@ -233,71 +164,6 @@ class DINOv2Encoder(nn.Module):
             normalize=normalize,
         )
 
-    def forward(self, images: Tensor) -> VisualFeatures:
-        """Encode a batch of crops."""
-        check_shapes(images=(images, "b 3 h w"))
-        if not images.is_floating_point():
-            raise TypeError(
-                f"`images` must be float in [0, 1]; got {images.dtype}; divide uint8 by 255."
-            )
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ValueError(
-                f"height and width of `images` must be multiples of the patch size "
-                f"{self.patch_size}; got {height} x {width}."
-            )
-        tokens = self.backbone(pixel_values=self._normalized(images)).last_hidden_state
-        grid = (height // self.patch_size, width // self.patch_size)
-        return VisualFeatures(tokens[:, self.num_prefix_tokens :], grid)
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        if self.normalize == "imagenet":
-            return (images - self._mean) / self._std
-        mean = images.mean((1, 2, 3), keepdim=True)
-        deviation = images.std((1, 2, 3), keepdim=True)
-        return (images - mean) / (deviation + _PER_IMAGE_EPS)
-
-    def train(self, mode: bool = True) -> DINOv2Encoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            The LoRA pairs, and the backbone unless it is frozen and can be fetched again.
-        """
-        live = dict(self.backbone.named_parameters())
-        tensors: dict[str, Tensor] = {own: live[name] for own, name in self._lora_names.items()}
-        if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
-        return tensors
-
-    def extra_repr(self) -> str:
-        """Say what is trained and from where the weights come."""
-        source = self.source.name if self.source else "random weights"
-        return (
-            f"{source}, d_out={self.d_out}, patch_size={self.patch_size}, "
-            f"normalize={self.normalize!r}, freeze_backbone={self.freeze_backbone}"
-        )
-
-
-def _freeze_without_effect(backbone: nn.Module) -> None:
-    """Freeze what cannot learn: softmax cancels a key bias, and no token is masked here."""
-    for name, parameter in backbone.named_parameters():
-        if name.endswith(("key.bias", "k_proj.bias", "mask_token")):
-            parameter.requires_grad_(False)
-
 
 def dinov2(
     name: str = "facebook/dinov2-large",
@@ -306,7 +172,7 @@ def dinov2(
     lora_rank: int | None = 8,
     lora_alpha: float = 16.0,
     lora_layers: int | None = None,
-    normalize: Literal["imagenet", "per_image"] = "imagenet",
+    normalize: Literal["pretrained", "per_image"] = "pretrained",
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> DINOv2Encoder:
@@ -359,7 +225,7 @@ def tiny_dinov2(
     image_size: int = 64,
     mlp_ratio: int = 2,
     num_register_tokens: int = 0,
-    normalize: Literal["imagenet", "per_image"] = "per_image",
+    normalize: Literal["pretrained", "per_image"] = "per_image",
     lora_rank: int | None = None,
 ) -> DINOv2Encoder:
     """Build the same class small enough to train from scratch on a CPU.

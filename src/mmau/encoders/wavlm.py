@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from mmau._checks import check_choice, check_range, check_shapes
-from mmau.encoders._weights import check_config_keys, load_backbone, load_config, own_names
-from mmau.encoders.adapters import BottleneckAdapter, LayerMix, freeze
-from mmau.encoders.framing import Framing, check_waveform
-from mmau.encoders.protocols import AudioFeatures, PretrainedSource
+from mmau._checks import check_choice
+from mmau.encoders._weights import check_config_keys, load_backbone, load_config
+from mmau.encoders.hugging_face_speech import QUIET, HuggingFaceSpeechEncoder, LoraPlace
+from mmau.encoders.protocols import PretrainedSource
 
 __all__ = ["WAVLM_ARCHITECTURES", "WavLMEncoder", "tiny_wavlm", "wavlm"]
 
@@ -31,93 +31,67 @@ WAVLM_ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """Name on the hub to the sizes of the published models, for building one with random weights."""
 
-# Layers dropped and spans masked at random make a frozen model noisy, and dropped layers break
-# distributed training; both belong to pre-training.
-_QUIET: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0}
+
+class _SdpaAttention(WavLMAttention):  # type: ignore[misc]
+    """WavLM's attention through its own projections and torch's fused kernel.
+
+    transformers hands the weights of the projections to one function and never calls the layers,
+    so that LoRA pairs beside them would do nothing.
+    """
+
+    def torch_multi_head_self_attention(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
+    ) -> tuple[Tensor, None]:
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).view(batch, length, self.num_heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        bias = gated_position_bias.view(batch, self.num_heads, length, length)
+        if attention_mask is not None:
+            bias = bias.masked_fill(attention_mask.ne(1)[:, None, None], -float("inf"))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, bias.to(query.dtype), self.dropout if self.training else 0.0
+        )
+        joined: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return joined, None
 
 
-class WavLMEncoder(nn.Module):
+def _use_attention(backbone: nn.Module, attention: Literal["eager", "sdpa"]) -> nn.Module:
+    check_choice("attention", attention, ("eager", "sdpa"))
+    if attention == "sdpa":
+        for module in backbone.modules():
+            if type(module) is WavLMAttention:
+                module.__class__ = _SdpaAttention
+    return backbone
+
+
+class WavLMEncoder(HuggingFaceSpeechEncoder):
     """Turn a 16 kHz waveform into WavLM features with the time of each.
 
-    Use `from_pretrained` or `from_config`. The frozen backbone stays in evaluation mode, also under
-    `.train()`. After the feed-forward of each layer comes a `BottleneckAdapter`; a `LayerMix` then
-    averages all layers. (LoRA on WavLM's attention would do nothing: transformers hands the weights
-    to a fused function and never calls the layers that carry it.) Waveforms longer than
-    `max_chunk` seconds run in overlapping chunks of which only the inner part is kept.
-
-    Args:
-        backbone: `WavLMModel`; changed in place.
-        d_bottleneck: Inner width of the adapters; `None` for no adapters.
-        freeze_backbone: Whether the pretrained weights are left as they are.
-        normalize_waveform: Whether each waveform is brought to zero mean and unit variance first.
-            `None` decides as the published models do: yes for Large, no for Base.
-        normalize_layers: Whether the layers are normalised before they are mixed.
-        max_chunk: Longest stretch that is encoded at once, in seconds.
-        chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
-        source: Where the backbone's weights can be had again, if anywhere.
-
-    Shape:
-        - waveform: `(b, n)`, float in [-1, 1], 16 kHz
-        - lengths: `(b,)`, number of real samples of each; all `n` if left out
-        - output: `AudioFeatures`, `(b, s, d_out)`, times in seconds, mask; `s` is 0 if `n` is
-          shorter than one window (25 ms)
+    Use `from_pretrained` or `from_config`; options and behaviour are those of
+    `HuggingFaceSpeechEncoder`. LoRA on its attention would do nothing with the attention of
+    transformers, which never calls the layers that carry it: it needs `attention="sdpa"`, the same
+    numbers (to 2.5e-6) by another path.
 
     References:
         Section 3.1 and 4.1 of the paper. Chen et al., *WavLM*, 2022.
 
     Examples:
+        >>> import torch
         >>> encoder = tiny_wavlm()
         >>> features, times, mask = encoder(torch.zeros(1, 16000))
         >>> features.shape, times[0, 0].item() * 16000
         (torch.Size([1, 49, 32]), 199.5)
     """
 
-    sample_rate = 16000
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        d_bottleneck: int | None = 64,
-        freeze_backbone: bool = True,
-        normalize_waveform: bool | None = None,
-        normalize_layers: bool = True,
-        max_chunk: float = 20.0,
-        chunk_margin: float = 2.0,
-        source: PretrainedSource | None = None,
-    ) -> None:
-        super().__init__()
-        config: Any = backbone.config
-        self.framing = Framing.from_convolutions(
-            config.conv_kernel, config.conv_stride, sample_rate=self.sample_rate
-        )
-        check_range("chunk_margin", chunk_margin, 0)
-        check_range("max_chunk", max_chunk, 2 * chunk_margin + 1.0)
-        self.d_out = int(config.hidden_size)
-        self.source = source
-        self.freeze_backbone = freeze_backbone
-        self.normalize_waveform = (
-            config.feat_extract_norm == "layer"
-            if normalize_waveform is None
-            else normalize_waveform
-        )
-        self._chunk = self.framing.count(round(max_chunk * self.sample_rate))
-        self._margin = self.framing.count(round(chunk_margin * self.sample_rate))
-        config.layerdrop = 0.0
-        config.apply_spec_augment = False
-        self.backbone = backbone
-        layers: Any = backbone.get_submodule("encoder.layers")
-        if freeze_backbone:
-            freeze(backbone)
-        else:
-            _freeze_without_effect(backbone)
-        self.adapters = nn.ModuleList()
-        if d_bottleneck is not None:
-            for layer in layers:
-                adapter = BottleneckAdapter(self.d_out, d_bottleneck)
-                adapter.attach(layer.feed_forward)
-                self.adapters.append(adapter)
-        self.layer_mix = LayerMix(len(layers) + 1, normalize=normalize_layers)
+    def _refuse_lora_without_effect(self, place: LoraPlace) -> None:
+        kinds = {type(m) for m in self.backbone.modules() if isinstance(m, WavLMAttention)}
+        if place == "attention" and kinds != {_SdpaAttention}:
+            raise ValueError(
+                'LoRA on the attention of WavLM needs `attention="sdpa"`: the attention of '
+                "transformers never calls the layers that would carry it."
+            )
 
     @classmethod
     def from_pretrained(
@@ -125,6 +99,11 @@ class WavLMEncoder(nn.Module):
         name: str,
         *,
         d_bottleneck: int | None = 64,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_place: LoraPlace = "feed_forward",
+        mix_layers: bool = True,
+        attention: Literal["eager", "sdpa"] = "eager",
         normalize_layers: bool = True,
         max_chunk: float = 20.0,
         chunk_margin: float = 2.0,
@@ -135,6 +114,11 @@ class WavLMEncoder(nn.Module):
         Args:
             name: Name on the hub such as `"microsoft/wavlm-large"`, or a local folder.
             d_bottleneck: Inner width of the adapters; `None` for no adapters.
+            lora_rank: Rank of LoRA pairs; `None` for none.
+            lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
+            lora_place: Which linear layers get them.
+            mix_layers: Whether the output is a learned mix of all layers, or the last one.
+            attention: That of transformers, or the same through torch's fused kernel.
             normalize_layers: Whether the layers are normalised before they are mixed.
             max_chunk: Longest stretch that is encoded at once, in seconds.
             chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
@@ -148,14 +132,18 @@ class WavLMEncoder(nn.Module):
             ValueError: If the weights are of another kind of model.
         """
         config = load_config(name, revision=revision, model_types=("wavlm",))
-        for key, value in _QUIET.items():
+        for key, value in QUIET.items():
             setattr(config, key, value)
         backbone = load_backbone(
             WavLMModel, name, config, revision=revision, optional=("masked_spec_embed",)
         )
         return cls(
-            backbone,
+            _use_attention(backbone, attention),
             d_bottleneck=d_bottleneck,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_place=lora_place,
+            mix_layers=mix_layers,
             normalize_layers=normalize_layers,
             max_chunk=max_chunk,
             chunk_margin=chunk_margin,
@@ -168,6 +156,11 @@ class WavLMEncoder(nn.Module):
         config: Mapping[str, Any],
         *,
         d_bottleneck: int | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_place: LoraPlace = "feed_forward",
+        mix_layers: bool = True,
+        attention: Literal["eager", "sdpa"] = "eager",
         freeze_backbone: bool | None = None,
         normalize_waveform: bool | None = None,
         normalize_layers: bool = True,
@@ -179,7 +172,13 @@ class WavLMEncoder(nn.Module):
         Args:
             config: Fields of `WavLMConfig`; `WAVLM_ARCHITECTURES` has the published ones.
             d_bottleneck: Inner width of the adapters; `None` for no adapters.
-            freeze_backbone: Whether the random weights are frozen; by default with adapters.
+            lora_rank: Rank of LoRA pairs; `None` for none.
+            lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
+            lora_place: Which linear layers get them.
+            mix_layers: Whether the output is a learned mix of all layers, or the last one.
+            attention: That of transformers, or the same through torch's fused kernel.
+            freeze_backbone: Whether the random weights are frozen; by default if anything
+                is added to them.
             normalize_waveform: Whether each waveform is normalised first.
             normalize_layers: Whether the layers are normalised before they are mixed.
             max_chunk: Longest stretch that is encoded at once, in seconds.
@@ -192,94 +191,21 @@ class WavLMEncoder(nn.Module):
             TypeError: If `config` has a key that is no field.
         """
         check_config_keys(config, WavLMConfig)
-        backbone = WavLMModel(WavLMConfig(**{**config, **_QUIET}))
+        backbone = WavLMModel(WavLMConfig(**{**config, **QUIET}))
+        adapted = d_bottleneck is not None or lora_rank is not None
         return cls(
-            backbone,
+            _use_attention(backbone, attention),
             d_bottleneck=d_bottleneck,
-            freeze_backbone=d_bottleneck is not None
-            if freeze_backbone is None
-            else freeze_backbone,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_place=lora_place,
+            mix_layers=mix_layers,
+            freeze_backbone=adapted if freeze_backbone is None else freeze_backbone,
             normalize_waveform=normalize_waveform,
             normalize_layers=normalize_layers,
             max_chunk=max_chunk,
             chunk_margin=chunk_margin,
         )
-
-    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
-        """Encode a batch of waveforms."""
-        check_shapes(waveform=(waveform, "b n"), lengths=(lengths, "b"))
-        counts = check_waveform(waveform, lengths)
-        num_features = self.framing.count(waveform.shape[1])
-        features = waveform.new_zeros(len(waveform), num_features, self.d_out)
-        # Clips of one length run together and never see padding: Base normalises over time, so a
-        # padded batch changes its features (by a quarter, measured), mask or not.
-        for length in sorted(set(counts.tolist())):
-            if self.framing.count(length):
-                rows = (counts == length).nonzero().flatten()
-                encoded = self._encode(waveform[rows, :length])
-                padded = encoded.new_zeros(len(rows), num_features, self.d_out)
-                padded[:, : encoded.shape[1]] = encoded
-                features = features.to(encoded.dtype).index_copy(0, rows, padded)
-        return self.framing.label(features, counts)
-
-    def _encode(self, waveform: Tensor) -> Tensor:
-        if self.normalize_waveform:
-            mean = waveform.mean(-1, keepdim=True)
-            variance = waveform.var(-1, unbiased=False, keepdim=True)
-            waveform = (waveform - mean) / torch.sqrt(variance + 1e-7)
-        pieces = []
-        for span in self.framing.chunks(waveform.shape[1], self._chunk, self._margin):
-            encoded = self._encode_at_once(waveform[:, span.first_sample : span.last_sample])
-            pieces.append(encoded[:, span.keep_from : span.keep_to])
-        return torch.cat(pieces, dim=1)
-
-    def _encode_at_once(self, waveform: Tensor) -> Tensor:
-        output = self.backbone(waveform, output_hidden_states=True)
-        # The recorded states of Large end before its final normalisation.
-        states = (*output.hidden_states[:-1], output.last_hidden_state)
-        mixed: Tensor = self.layer_mix(states)
-        return mixed
-
-    def train(self, mode: bool = True) -> WavLMEncoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            Adapters and layer mix, and the backbone unless it is frozen and can be fetched again.
-        """
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict(keep_vars=True).items()
-            if not name.startswith("backbone.")
-        }
-        if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
-        return tensors
-
-    def extra_repr(self) -> str:
-        """Say what is trained and from where the weights come."""
-        source = self.source.name if self.source else "random weights"
-        return f"{source}, d_out={self.d_out}, freeze_backbone={self.freeze_backbone}"
-
-
-def _freeze_without_effect(backbone: nn.Module) -> None:
-    """Freeze what cannot learn: softmax cancels a key bias, and no span is masked here."""
-    for name, parameter in backbone.named_parameters():
-        if name.endswith(("k_proj.bias", "masked_spec_embed")):
-            parameter.requires_grad_(False)
 
 
 def wavlm(
@@ -287,6 +213,11 @@ def wavlm(
     *,
     pretrained: bool = True,
     d_bottleneck: int | None = 64,
+    lora_rank: int | None = None,
+    lora_alpha: float = 16.0,
+    lora_place: LoraPlace = "feed_forward",
+    mix_layers: bool = True,
+    attention: Literal["eager", "sdpa"] = "eager",
     normalize_layers: bool = True,
     max_chunk: float = 20.0,
     chunk_margin: float = 2.0,
@@ -299,6 +230,11 @@ def wavlm(
         pretrained: Whether to load the weights; without, the architecture of that name is filled
             with random numbers, for tests, planning and timing.
         d_bottleneck: Inner width of the adapters; `None` for no adapters.
+        lora_rank: Rank of LoRA pairs; `None` for none.
+        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
+        lora_place: Which linear layers get them.
+        mix_layers: Whether the output is a learned mix of all layers, or the last one.
+        attention: That of transformers, or the same through torch's fused kernel.
         normalize_layers: Whether the layers are normalised before they are mixed.
         max_chunk: Longest stretch that is encoded at once, in seconds.
         chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
@@ -314,6 +250,11 @@ def wavlm(
         return WavLMEncoder.from_pretrained(
             name,
             d_bottleneck=d_bottleneck,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_place=lora_place,
+            mix_layers=mix_layers,
+            attention=attention,
             normalize_layers=normalize_layers,
             max_chunk=max_chunk,
             chunk_margin=chunk_margin,
@@ -323,6 +264,11 @@ def wavlm(
     return WavLMEncoder.from_config(
         WAVLM_ARCHITECTURES[name],
         d_bottleneck=d_bottleneck,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_place=lora_place,
+        mix_layers=mix_layers,
+        attention=attention,
         freeze_backbone=True,
         normalize_layers=normalize_layers,
         max_chunk=max_chunk,
