@@ -9,13 +9,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmau._checks import check_mask, check_range, check_shapes
 from mmau.action_units import AU_NAMES
 from mmau.encoders.protocols import AudioFeatures, VisualFeatures
 from mmau.functional.time_alignment import interpolate_features
 from mmau.models.audio_alignment import retrieve_audio
+from mmau.modules.frame_chunked import run_in_chunks
 
 __all__ = ["AUDetector"]
 
@@ -169,23 +169,13 @@ class AUDetector(nn.Module):
         check_mask("visible", visible)
         if self.hga is not None and landmarks is None:
             raise ValueError("`landmarks` are needed to find the regions; got None.")
-        size = frames_per_chunk or self.frames_per_chunk or max(1, len(images))
-        recompute = self.checkpoint_frames and torch.is_grad_enabled()
-        pieces = []
-        for start in range(0, max(1, len(images)), size):
-            piece = slice(start, start + size)
-            arguments = (
-                images[piece],
-                None if landmarks is None else landmarks[piece],
-                None if visible is None else visible[piece],
-            )
-            # The reentrant kind fails where the input needs no gradient but LoRA inside does.
-            pieces.append(
-                cast("Tensor", checkpoint(self._encode_chunk, *arguments, use_reentrant=False))
-                if recompute
-                else self._encode_chunk(*arguments)
-            )
-        return torch.cat(pieces)
+        tokens: Tensor = run_in_chunks(
+            self._encode_chunk,
+            (images, landmarks, visible),
+            frames_per_chunk or self.frames_per_chunk,
+            recompute=self.checkpoint_frames,
+        )
+        return tokens
 
     def _encode_chunk(
         self, images: Tensor, landmarks: Tensor | None, visible: Tensor | None

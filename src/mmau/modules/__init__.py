@@ -6,6 +6,7 @@ from mmau.modules.agssm import AGSSM
 from mmau.modules.agssm_block import AGSSMBlock
 from mmau.modules.asymmetric_cross_attention import AsymmetricCrossAttention
 from mmau.modules.audio_guided_selection import AudioGuidedSelection, SelectionParameters
+from mmau.modules.frame_chunked import FrameChunked, run_in_chunks
 from mmau.modules.hga import HGA, HGAOutput
 from mmau.modules.landmark_to_patch import LandmarkToPatch
 from mmau.modules.losses import LOSSES, AsymmetricLoss, FocalLoss, MaskedBCELoss
@@ -27,6 +28,7 @@ __all__ = [
     "AsymmetricLoss",
     "AudioGuidedSelection",
     "FocalLoss",
+    "FrameChunked",
     "HGAOutput",
     "LandmarkToPatch",
     "MaskedBCELoss",
@@ -36,4 +38,5 @@ __all__ = [
     "TemporalTransformer",
     "VisionMamba",
     "mask_from_lengths",
+    "run_in_chunks",
 ]
