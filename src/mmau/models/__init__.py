@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmau.models.config import Component, DetectorConfig, build_detector
 from mmau.models.detector import AUDetector
+from mmau.models.hub import model_card, push_to_hub
 from mmau.models.pretrained import (
     CheckpointRecord,
     LoadedDetector,
@@ -20,6 +21,8 @@ __all__ = [
     "LoadedDetector",
     "build_detector",
     "load_pretrained",
+    "model_card",
+    "push_to_hub",
     "read_record",
     "save_pretrained",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -405,6 +406,24 @@ class AUDetector(nn.Module):
         from mmau.models.pretrained import load_pretrained  # which imports this module
 
         return load_pretrained(folder, device=device).detector
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write a checkpoint and upload it with a model card; see `mmau.models.push_to_hub`.
+
+        Args:
+            repo_id: `"name/repository"`.
+            **options: Of `save_pretrained` and of `mmau.models.push_to_hub`.
+
+        Returns:
+            Address of the upload.
+        """
+        from mmau.models.hub import push_to_hub  # which imports this module
+        from mmau.models.pretrained import save_pretrained
+
+        saved = {k: options.pop(k) for k in ("config", "provenance", "licence") if k in options}
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(self, Path(folder) / "checkpoint", **saved)
+            return push_to_hub(Path(folder) / "checkpoint", repo_id, **options)
 
     def extra_repr(self) -> str:
         """Show the sizes and the outputs."""
