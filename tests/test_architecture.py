@@ -19,7 +19,7 @@ FLOORS = [
     {"progress"},
     {"functional", "landmarks", "metrics", "calibration"},
     {"modules", "encoders", "media", "data", "plot"},
-    {"models", "training", "testing"},
+    {"models", "training", "testing", "evaluation"},
     {"inference"},
     {"cli"},
 ]

@@ -1,34 +1,73 @@
-"""The thresholds of one checkpoint, saved beside it."""
+"""What turns the probabilities of one checkpoint into decisions, saved beside it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mmau._checks import check_range, check_shapes, did_you_mean
-from mmau._files import whole_file
+from mmau._checks import check_choice, check_range, check_shapes
 from mmau.action_units import AU_NAMES
+from mmau.calibration._record_file import read_record, write_record
+from mmau.calibration._smoothing import (
+    SMOOTHING_KINDS,
+    TIME_UNITS,
+    ExponentialSmoother,
+    SmoothingKind,
+    TimeUnit,
+    check_widths,
+    smooth,
+)
 
-__all__ = ["Calibration"]
+__all__ = ["Calibrated", "Calibration", "PosteriorOption"]
 
-FORMAT = "mmau.calibration/1"
+PosteriorOption: TypeAlias = "bool | float | tuple[float, ...]"
+"""A value of `Calibration.posterior_options`."""
+
+# Name to the range of its numbers.
+POSTERIOR_OPTIONS = {
+    "gamma_pos": (0.0, float("inf")),
+    "gamma_neg": (0.0, float("inf")),
+    "margin": (0.0, 1.0),
+    "pos_weight": (0.0, float("inf")),
+}
+
+
+class Calibrated(NamedTuple):
+    """What `Calibration.apply` returns."""
+
+    prob: Tensor
+    """`(t, c)`, smoothed."""
+    active: Tensor
+    """`(t, c)`, bool: at or above the threshold."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """How the probabilities of one checkpoint become decisions; lives beside it as JSON.
 
+    First `smooth`, over one whole video, then `decide`; `apply` does both. The numbers are for one
+    kind of probability: `probability` says whether that is the sigmoid of the logits (`"raw"`) or
+    the posterior under the training loss (`"posterior"`). Under the asymmetric loss they differ a
+    lot: a sigmoid of 0.5 is a posterior of 0.147.
+
     Args:
         au_names: Names of the columns.
         thresholds: Smallest probability that counts as active, per Action Unit, in [0, 1].
-        smoothing: Width of the moving average in seconds, per Action Unit; 0 for none. Empty means
-            none at all.
+        smoothing: Width of the smoothing per Action Unit, 0 for none; empty for none at all.
         note: Which data the numbers were chosen on, in words.
+        smoothing_kind: `"mean"`, `"median"` or `"exponential"`; see `smooth`.
+        smoothing_unit: What the widths count, `"seconds"` or `"frames"`.
+        max_gap: Longest time between two frames that are smoothed together, in seconds.
+        probability: `"raw"` or `"posterior"`.
+        posterior_options: What `mmau.functional.asymmetric_posterior` needs to compute the
+            posterior: `gamma_pos`, `gamma_neg`, `margin`, `pos_weight`, one number or one per
+            Action Unit, and `detach_focus`. Empty if `probability`
+            is `"raw"`, or if whoever loads the record knows.
 
     Raises:
         ValueError: If the lengths differ or a number is out of range.
@@ -38,12 +77,23 @@ class Calibration:
         >>> calibration = Calibration(("AU1", "AU2"), (0.5, 0.2))
         >>> calibration.decide(torch.tensor([0.3, 0.3]))
         tensor([False,  True])
+        >>> calibration = Calibration(("AU1",), (0.5,), (0.25,))
+        >>> calibration.apply(torch.tensor([[0.8], [0.4]]), torch.tensor([0.0, 0.1])).active
+        tensor([[True],
+                [True]])
     """
 
     au_names: tuple[str, ...] = AU_NAMES
     thresholds: tuple[float, ...] = (0.5,) * len(AU_NAMES)
     smoothing: tuple[float, ...] = ()
     note: str = ""
+    smoothing_kind: SmoothingKind = field(default="mean", kw_only=True)
+    smoothing_unit: TimeUnit = field(default="seconds", kw_only=True)
+    max_gap: float = field(default=0.5, kw_only=True)
+    probability: Literal["raw", "posterior"] = field(default="raw", kw_only=True)
+    posterior_options: Mapping[str, PosteriorOption] = field(
+        default_factory=dict, kw_only=True, hash=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("au_names", "thresholds", "smoothing"):
@@ -61,14 +111,106 @@ class Calibration:
             )
         for threshold in self.thresholds:
             check_range("thresholds", threshold, 0, 1)
-        for width in self.smoothing:
-            check_range("smoothing", width, 0, open_high=True)
+        check_choice("smoothing_kind", self.smoothing_kind, SMOOTHING_KINDS)
+        check_choice("smoothing_unit", self.smoothing_unit, TIME_UNITS)
+        check_widths("smoothing", self.smoothing, self.smoothing_kind, self.smoothing_unit)
+        check_range("max_gap", self.max_gap, 0, float("inf"), open_low=True, open_high=True)
+        check_choice("probability", self.probability, ("raw", "posterior"))
+        self._check_posterior_options()
+
+    def _check_posterior_options(self) -> None:
+        if self.posterior_options and self.probability == "raw":
+            raise ValueError(
+                "`posterior_options` describe a posterior, but `probability` is 'raw'; got "
+                f"{dict(self.posterior_options)}."
+            )
+        options: dict[str, PosteriorOption] = {}
+        for name, value in self.posterior_options.items():
+            check_choice("posterior_options", name, (*POSTERIOR_OPTIONS, "detach_focus"))
+            if (name == "detach_focus") != isinstance(value, bool):
+                raise ValueError(
+                    f"`posterior_options` must hold true or false for detach_focus and numbers for "
+                    f"the others; got {value!r} for {name}."
+                )
+            if isinstance(value, bool):
+                options[name] = value
+                continue
+            numbers = value if isinstance(value, (tuple, list)) else (value,)
+            if len(numbers) not in (1, len(self.au_names)):
+                raise ValueError(
+                    f"`posterior_options` must hold one number or {len(self.au_names)} for "
+                    f"{name}; got {len(numbers)}."
+                )
+            low, high = POSTERIOR_OPTIONS[name]
+            for number in numbers:
+                check_range(name, number, low, high, open_high=True)
+            plain = tuple(float(number) for number in numbers)
+            options[name] = plain if isinstance(value, (tuple, list)) else plain[0]
+        object.__setattr__(self, "posterior_options", options)
+
+    @property
+    def smooths(self) -> bool:
+        """Whether any Action Unit is smoothed."""
+        return any(width > 0 for width in self.smoothing)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a frame depends on earlier frames only, so that a live stream can be smoothed."""
+        return not self.smooths or self.smoothing_kind == "exponential"
+
+    def smooth(self, prob: Tensor, timestamps: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Smooth the probabilities of one whole video; nothing crosses a gap in time.
+
+        Args:
+            prob: `(t, c)`, probability in [0, 1], of the kind that `probability` names.
+            timestamps: `(t)`, seconds, in the order of the frames.
+            valid: `(t)`, bool, True where the frame has a probability; all if left out. The models
+                of this library predict every frame, from the sound where no face is seen, and
+                `mmau.evaluation` smooths over all of them: leave it out for the same.
+
+        Returns:
+            `(t, c)`; a copy if nothing is to be smoothed.
+
+        Raises:
+            TypeError: If `valid` is not bool.
+            ValueError: If shapes differ, a timestamp is not finite, or a valid probability is NaN
+                or outside [0, 1].
+        """
+        check_shapes(sizes={"c": len(self.au_names)}, prob=(prob, "t c"))
+        return smooth(
+            prob,
+            timestamps,
+            self.smoothing or 0.0,
+            kind=self.smoothing_kind,
+            unit=self.smoothing_unit,
+            valid=valid,
+            max_gap=self.max_gap,
+        )
+
+    def smoother(self) -> ExponentialSmoother:
+        """Return what smooths a live stream frame by frame as `smooth` does a whole video.
+
+        Returns:
+            A fresh smoother, for one video.
+
+        Raises:
+            ValueError: If the smoothing looks ahead, which a stream cannot.
+        """
+        if not self.is_causal:
+            raise ValueError(
+                f"a {self.smoothing_kind} looks ahead, so a stream cannot be smoothed with it: "
+                'choose the widths again with `smoothing_kind="exponential"`, or leave the '
+                "smoothing out."
+            )
+        widths = self.smoothing or (0.0,) * len(self.au_names)
+        return ExponentialSmoother(widths, unit=self.smoothing_unit, max_gap=self.max_gap)
 
     def decide(self, prob: Tensor) -> Tensor:
         """Compare probabilities with the thresholds.
 
         Args:
-            prob: `(..., c)`, probability in [0, 1]; NaN where there is none.
+            prob: `(..., c)`, probability in [0, 1], smoothed if there is smoothing; NaN where there
+                is none.
 
         Returns:
             `(..., c)`, bool; False where the probability is NaN.
@@ -79,19 +221,35 @@ class Calibration:
         check_shapes(sizes={"c": len(self.au_names)}, prob=(prob, "... c"))
         return prob >= torch.tensor(self.thresholds, dtype=torch.float64, device=prob.device)
 
+    def apply(self, prob: Tensor, timestamps: Tensor, valid: Tensor | None = None) -> Calibrated:
+        """Smooth the probabilities of one whole video, then compare them with the thresholds.
+
+        Args:
+            prob: `(t, c)`, probability in [0, 1], of the kind that `probability` names.
+            timestamps: `(t)`, seconds, in the order of the frames.
+            valid: As in `smooth`.
+
+        Returns:
+            Smoothed probabilities and decisions.
+
+        Raises:
+            TypeError: As `smooth`.
+            ValueError: As `smooth`.
+        """
+        smoothed = self.smooth(prob, timestamps, valid)
+        return Calibrated(smoothed, self.decide(smoothed))
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, to a temporary name first, so that no half file can be left behind.
 
         Args:
             path: File to write; an older one is replaced.
         """
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
-        with whole_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_record(path, {name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what `save` wrote.
+        """Read what `save` wrote, now or with an older version of this library.
 
         Args:
             path: File to read.
@@ -103,39 +261,8 @@ class Calibration:
             FileNotFoundError: If there is no such file.
             ValueError: If it is not a calibration, has an unknown or missing key, or a wrong value.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no such calibration file: {path}")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f'{path} is not a calibration: it has no "format": "{FORMAT}".')
-        keys = ("au_names", "thresholds", "smoothing", "note")
-        for key in content:
-            if key not in keys:
-                raise ValueError(f"{path} has an unknown key {key!r}{did_you_mean(key, keys)}")
-        for key in keys:
-            if key not in content:
-                raise ValueError(f"{path} lacks the key {key!r}.")
-        _check_types(path, content)
+        content = read_record(path)
         try:
             return cls(**content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def _check_types(path: Path, content: dict[str, Any]) -> None:
-    """Refuse values of a wrong type before they become a confusing error later."""
-    kinds: dict[str, tuple[str, Any]] = {
-        "au_names": ("a list of names", str),
-        "thresholds": ("a list of numbers", (int, float)),
-        "smoothing": ("a list of numbers", (int, float)),
-    }
-    for key, (expected, kind) in kinds.items():
-        value = content[key]
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise ValueError(f"{path}: {key!r} must be {expected}; got {value!r}.")
-    if not isinstance(content["note"], str):
-        raise ValueError(f"{path}: 'note' must be text; got {content['note']!r}.")

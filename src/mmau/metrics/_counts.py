@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmau.action_units import AU_NAMES
+from mmau.metrics._distributed import sum_over_processes
 from mmau.metrics._input import ArrayLike, scores_and_labels
 
-__all__ = ["AUCounts", "TrivialFloors", "f1_of_counts", "trivial_floors"]
+__all__ = ["AUCounts", "TrivialFloors", "check_names", "f1_of_counts", "trivial_floors"]
 
 
 class AUCounts:
@@ -38,7 +40,7 @@ class AUCounts:
     """
 
     def __init__(self, au_names: Sequence[str] | int = AU_NAMES) -> None:
-        names = _names(au_names)
+        names = check_names(au_names)
         self.au_names: tuple[str, ...] = names
         self.counts = torch.zeros(len(names), 4, dtype=torch.int64)
         """`(c, 4)`: true positives, false positives, false negatives, true negatives."""
@@ -103,6 +105,25 @@ class AUCounts:
             )
         self.counts += other.counts
         return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> AUCounts:
+        """Return the sum over all processes of a distributed run, exactly what one would count.
+
+        The counts of this process stay as they are, so that calling it twice counts nothing twice.
+        Where no process group was initialised there is one process, and the sum is its own.
+
+        Args:
+            group: Process group; the default one if left out.
+
+        Returns:
+            New counts, the same in every process.
+
+        Raises:
+            ValueError: If the processes count different Action Units.
+        """
+        total = AUCounts(self.au_names)
+        total.counts = sum_over_processes(self.counts, self.au_names, group)
+        return total
 
     @property
     def num_positive(self) -> Tensor:
@@ -221,7 +242,8 @@ def f1_of_counts(counts: Tensor) -> Tensor:
     return torch.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), torch.nan)
 
 
-def _names(au_names: Sequence[str] | int) -> tuple[str, ...]:
+def check_names(au_names: Sequence[str] | int) -> tuple[str, ...]:
+    """Read names of columns, or their number, as a tuple of names."""
     if isinstance(au_names, str):
         raise TypeError(f"`au_names` must be a list of names or a number; got {au_names!r}.")
     names = tuple(str(i) for i in range(au_names)) if isinstance(au_names, int) else tuple(au_names)

