@@ -6,13 +6,19 @@ from hypothesis import strategies as st
 from mmau.action_units import AU_NAMES
 from mmau.data.affwild2 import (
     AnnotationError,
+    FrameFolder,
+    find_annotations,
+    find_frame_folders,
+    find_listed_trials,
     find_trials,
     frame_numbers,
     join_labels,
+    listed_frames,
     read_annotation,
     video_of_trial,
     write_submission,
 )
+from mmau.media.errors import MediaError
 
 HEADER = ",".join(AU_NAMES)
 
@@ -199,6 +205,99 @@ def test_missing_pieces_are_named(root):
         find_trials(root)
 
 
+def test_annotations_one_level_deeper(root):
+    (root / "third release").mkdir()
+    (root / "AU_Detection_Challenge").rename(root / "third release" / "AU_Detection_Challenge")
+    assert len(find_trials(root, "train")) == 3
+    write(root / "other" / "AU_Detection_Challenge" / "Train_Set" / "a.txt", HEADER)
+    with pytest.raises(ValueError, match="several folders hold annotations"):
+        find_trials(root, "train")
+
+
+def test_annotations_without_any_video(root):
+    (root / "videos").rename(root / "elsewhere")
+    assert list(find_annotations(root)) == ["6-30-1920x1080", "video10_1_left", "video10_1_right"]
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        find_annotations(root, "test")
+
+
+# -------------------------------------------------------------------------------- folders of images
+@pytest.mark.parametrize("inside", [".", "cropped_aligned", "cropped_aligned_images"])
+def test_all_parts_of_the_images(root, inside):
+    for part, name in (
+        ("cropped_aligned", "video10_1_left"),
+        ("cropped_aligned_new_50_vids", "video10_1"),
+    ):
+        write(root / inside / part / name / "00001.jpg", "")
+    write(root / inside / "cropped_aligned" / ".DS_Store", "")
+    write(root / "__MACOSX" / "cropped_aligned" / "video10_1" / "._00001.jpg", "")
+    write(root / "cropped" / "video10_1" / "00001.jpg", "")  # not aligned: another product
+    folders = find_frame_folders(root)
+    assert list(folders) == ["video10_1", "video10_1_left"]
+    assert {t.name: t.frames for t in find_trials(root)} == {
+        "6-30-1920x1080": None,
+        "video10_1_left": folders["video10_1_left"],
+        "video10_1_right": None,
+    }
+    write(root / inside / "cropped_aligned_more" / "video10_1" / "00002.jpg", "")
+    with pytest.raises(ValueError, match="two folders hold the images of one trial: "):
+        find_frame_folders(root)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        find_frame_folders(root / "nowhere")
+
+
+def write_image(path, level, size=16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(path), np.full((size, size, 3), (0, 0, level), np.uint8))  # red, in BGR
+    return path
+
+
+def test_images_are_read_by_number(tmp_path):
+    write_image(tmp_path / "00004.jpg", 200)
+    write_image(tmp_path / "00002.png", 100)
+    write(tmp_path / "._00001.jpg", "junk")
+    folder = FrameFolder(tmp_path)
+    assert repr(folder).endswith("2 images)")
+    assert (len(folder), folder.numbers.tolist()) == (2, [2, 4])
+    seen = dict(iter(folder))
+    assert seen[2][0, 0].tolist() == [100, 0, 0]
+    np.testing.assert_allclose(seen[4][8, 8], [200, 0, 0], atol=3)
+    with pytest.raises(LookupError, match="frame 3 has no image in"):
+        folder.read(3)
+    filled = folder.fill(3)
+    assert filled.images.shape == (3, 16, 16, 3)
+    assert filled.present.tolist() == [False, True, False]
+    assert filled.num_beyond == 1
+    assert not folder.fill(0).present.any()
+
+
+def test_images_that_cannot_be_used(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        FrameFolder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="there is not one image, so their size is not known"):
+        FrameFolder(tmp_path).fill(3)
+    write_image(tmp_path / "00001.jpg", 9)
+    write(tmp_path / "00002.jpg", "")
+    write(tmp_path / "00003.jpg", "this is no image")
+    folder = FrameFolder(tmp_path)
+    with pytest.raises(ValueError, match="must not be negative; got -1"):
+        folder.fill(-1)
+    with pytest.raises(MediaError, match=r"the file is empty \(0 bytes\): .*00002\.jpg"):
+        folder.read(2)
+    with pytest.raises(MediaError, match=r"00003\.jpg"):
+        folder.read(3)
+    write_image(tmp_path / "00002.jpg", 9, size=24)
+    with pytest.raises(ValueError, match=r"must have one size, \(16, 16\); frame 2 has \(24, 24\)"):
+        folder.fill(2)
+    write(tmp_path / "1.png", "")
+    with pytest.raises(ValueError, match="two images of frame 1: "):
+        frame_numbers(tmp_path)
+    (tmp_path / "1.png").rename(tmp_path / "00000.png")
+    with pytest.raises(ValueError, match=r"frame numbers start at 1, so this is not one: .*00000"):
+        FrameFolder(tmp_path)
+
+
 # --------------------------------------------------------------------------------------------- join
 def test_frame_folders_with_gaps_and_junk(tmp_path):
     for name in (
@@ -275,6 +374,42 @@ def test_exactly_the_listed_frames_in_their_order(tmp_path):
     )
 
 
+def test_what_the_example_lists(tmp_path, root):
+    example = write(tmp_path / "example.txt", EXAMPLE)
+    listed = listed_frames(example)
+    assert listed.au_names == AU_NAMES
+    assert [frame[:3] for frame in listed.frames] == [
+        ("b/00003.jpg", "b", 3),
+        ("a-30/00001.jpg", "a-30", 1),
+        ("b/00001.jpg", "b", 1),
+    ]
+    with pytest.raises(FileNotFoundError, match="for 2 of 2 listed trials: b, a-30"):
+        find_listed_trials(root, example)
+    for name in ("b.mp4", "sub/a-30.avi"):
+        write(root / "videos" / name, "")
+    trials = find_listed_trials(root, example)
+    assert [(t.name, t.numbers.tolist(), t.video.name) for t in trials] == [
+        ("b", [3, 1], "b.mp4"),
+        ("a-30", [1], "a-30.avi"),
+    ]
+
+
+def test_a_frame_beyond_the_end_takes_the_last_decision_only_if_allowed(tmp_path):
+    example = write(tmp_path / "e.txt", "image_location,AU1\nv/00002.jpg,0\nv/00003.jpg,0\n")
+    out = tmp_path / "out.txt"
+    decided = {"v": np.array([[0], [1]])}
+    with pytest.raises(ValueError, match="no prediction for frame 3 of trial 'v', which has 2"):
+        write_submission(out, example, decided, au_names=["AU1"])
+    write_submission(out, example, decided, au_names=["AU1"], repeat_last=1)
+    assert out.read_text() == "image_location,AU1\nv/00002.jpg,1\nv/00003.jpg,1\n"
+    with pytest.raises(ValueError, match="no prediction for frame 3 of trial 'v', which has 1"):
+        write_submission(out, example, {"v": decided["v"][:1]}, au_names=["AU1"], repeat_last=1)
+    with pytest.raises(ValueError, match="no prediction for frame 2 of trial 'v', which has 0"):
+        write_submission(out, example, {"v": decided["v"][:0]}, au_names=["AU1"], repeat_last=9)
+    with pytest.raises(ValueError, match="`repeat_last` must be in"):
+        write_submission(out, example, decided, au_names=["AU1"], repeat_last=-1)
+
+
 def test_columns_follow_the_example_by_name(tmp_path):
     example = write(tmp_path / "example.txt", "image_location,AU26,AU1\nv/00001.jpg,0,0\n")
     out = tmp_path / "out.txt"
@@ -292,6 +427,11 @@ def test_columns_follow_the_example_by_name(tmp_path):
         ("image_location,AU20\nb/1.jpg,0\n", {}, "wants AU20, which `au_names` does not have"),
         ("AU1,AU2\n", {}, "line 1: expected image_location,AU1"),
         ("image_location,AU1\nb00001.jpg,0\n", {}, "line 2: expected <trial>/<frame number>"),
+        (
+            "image_location,AU1\nb/1.jpg,0\nc/1.jpg,0\nb/00001.jpg,0\n",
+            {},
+            r"line 4: b/00001\.jpg is listed before, in line 2",
+        ),
     ],
 )
 def test_nothing_is_invented_and_nothing_is_left_behind(tmp_path, example, predictions, message):

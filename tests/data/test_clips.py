@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mmau.data.clips import ClipDataset, ClipSampler, ClipStitcher, clip_windows
+from mmau.data.clips import (
+    ClipAugmentation,
+    ClipDataset,
+    ClipSampler,
+    ClipStitcher,
+    clip_windows,
+)
+from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
+from mmau.modules import LandmarkToPatch
 
 many_lengths = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 40), max_size=5)
 
@@ -128,6 +136,200 @@ def test_other_epochs_and_seeds_give_other_orders():
     assert list(ClipSampler(4, shuffle=False)) == [0, 1, 2, 3]
 
 
+# ------------------------------------------------------------------------------- ranks and resuming
+def sampler_of(rank, world_size, num=20, **options):
+    return ClipSampler(num, seed=5, rank=rank, world_size=world_size, **options)
+
+
+@given(
+    num=st.integers(0, 40),
+    world_size=st.integers(1, 6),
+    position=st.integers(0, 40),
+    remainder=st.sampled_from(["keep", "drop", "repeat"]),
+)
+def test_ranks_share_what_is_left(num, world_size, position, remainder):
+    position = min(position, num)
+    whole = ClipSampler(num, seed=5)
+    whole.set_epoch(3)
+    order = list(whole)
+    shares = []
+    for rank in range(world_size):
+        sampler = sampler_of(rank, world_size, num, remainder=remainder)
+        sampler.set_epoch(3, position=position)
+        shares.append(list(sampler))
+        assert len(sampler) == len(shares[-1])
+    # In turns, the ranks go through the order of one process.
+    turns = [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
+    left = order[position:]
+    if remainder == "keep":
+        assert turns == left
+    elif remainder == "drop":
+        assert turns == left[: len(left) // world_size * world_size]
+    else:
+        assert turns[: len(left)] == left
+        assert set(turns[len(left) :]) <= set(order)
+    if remainder != "keep":
+        assert len({len(share) for share in shares}) == 1
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (4, 4), (4, 2), (1, 3)])
+@pytest.mark.parametrize("stop", [0, 8, 20])
+def test_a_stopped_run_goes_on_with_the_same_clips(ranks, stop):
+    """Also on another number of machines."""
+    before, after = ranks
+    whole = ClipSampler(20, seed=5)
+    whole.set_epoch(2)
+    order = list(whole)
+    samplers = [sampler_of(rank, before) for rank in range(before)]
+    for sampler in samplers:
+        sampler.set_epoch(2)
+    taken = [clip for rank in samplers for clip in list(rank)[: stop // before]]
+    states = [sampler.state_dict(stop) for sampler in samplers]
+    assert all(state == states[0] for state in states)
+    assert states[0] == {"seed": 5, "num_clips": 20, "epoch": 2, "position": stop}
+    torch.manual_seed(stop)
+    for rank in range(after):
+        resumed = sampler_of(rank, after)
+        resumed.load_state_dict(states[0])
+        taken += list(resumed)
+    assert sorted(taken) == sorted(order)
+    assert set(taken[:stop]) == set(order[:stop])
+    resumed.set_epoch(3)
+    assert resumed.position == 0
+
+
+# ------------------------------------------------------------------------------------ augmentation
+def test_draws_depend_on_seed_epoch_and_index_alone():
+    augment = ClipAugmentation(seed=3, flip=0.5, drop_audio=0.3, drop_visual=0.2)
+    draws = [augment.draw(epoch, index) for epoch in range(20) for index in range(100)]
+    torch.manual_seed(1)
+    again = ClipAugmentation(seed=3, flip=0.5, drop_audio=0.3, drop_visual=0.2)
+    assert [again.draw(e, i) for e in reversed(range(20)) for i in range(100)] == [
+        draw for e in reversed(range(20)) for draw in draws[e * 100 : e * 100 + 100]
+    ]
+    other = ClipAugmentation(seed=4, flip=0.5, drop_audio=0.3, drop_visual=0.2)
+    assert [other.draw(0, i) for i in range(100)] != draws[:100]
+    assert draws[:100] != draws[100:200]
+    shares = np.array([[d.flip, not d.keep_visual, not d.keep_audio] for d in draws]).mean(0)
+    np.testing.assert_allclose(shares, [0.5, 0.2, 0.3], atol=0.04)
+    assert all(draw.keep_visual or draw.keep_audio for draw in draws)
+    # Which modality goes does not depend on whether the clip is mirrored.
+    flipped = np.array([not d.keep_audio for d in draws if d.flip]).mean()
+    assert abs(flipped - 0.3) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"flip": 0.0}, (False, True, True)),
+        ({"flip": 1.0}, (True, True, True)),
+        ({"flip": 0.0, "drop_audio": 1.0}, (False, True, False)),
+        ({"flip": 0.0, "drop_visual": 1.0}, (False, False, True)),
+    ],
+)
+def test_what_is_certain_always_happens(options, expected):
+    augment = ClipAugmentation(**options)
+    assert {tuple(augment.draw(e, i)) for e in range(5) for i in range(20)} == {expected}
+
+
+def make_clip(t=3, size=32):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "crops": torch.randint(0, 256, (t, size, size, 3), dtype=torch.uint8, generator=generator),
+        "landmarks": torch.rand(t, 68, 2, generator=generator) * size,
+        "tokens": torch.rand(t, 13, 4, generator=generator),
+        "valid": torch.tensor([True, False, True]),
+        "audio_mask": torch.tensor([True, True, False]),
+        "labels": torch.randint(0, 2, (t, 12), dtype=torch.int8, generator=generator),
+        "trial": "a",
+    }
+
+
+def test_a_mirrored_clip_is_the_clip_of_the_mirrored_face():
+    """Pixels under a landmark stay under it; regions change sides; twice is nothing."""
+    clip = make_clip()
+    clip["landmarks"][1] = torch.nan
+    mirrored = ClipAugmentation(flip=1.0)(clip, epoch=0, index=0)
+    scheme = LANDMARK_SCHEMES.get("ibug68")
+    for frame in (0, 2):
+        for point in range(68):
+            x, y = clip["landmarks"][frame, point].tolist()
+            there = mirrored["landmarks"][frame, scheme.mirror[point]].tolist()
+            assert there == pytest.approx([32 - x, y], abs=1e-5)
+            pixel = clip["crops"][frame, int(y), int(x)]
+            # Pixel column i covers [i, i + 1): its mirror image is column 31 - i.
+            assert torch.equal(mirrored["crops"][frame, int(y), 31 - int(x)], pixel)
+    assert mirrored["landmarks"][1].isnan().all()
+    for name, image in scheme.region_mirror.items():
+        one, other = scheme.region_names.index(name), scheme.region_names.index(image)
+        assert torch.equal(mirrored["tokens"][:, other], clip["tokens"][:, one])
+    assert torch.equal(mirrored["labels"], clip["labels"])
+    assert torch.equal(mirrored["valid"], clip["valid"])
+    assert mirrored["flipped"].item() is True
+    twice = ClipAugmentation(flip=1.0)(mirrored, epoch=0, index=0)
+    for name in ("crops", "tokens", "labels"):
+        assert torch.equal(twice[name], clip[name])
+    torch.testing.assert_close(twice["landmarks"], clip["landmarks"], equal_nan=True)
+
+
+def test_the_mapper_sees_mirrored_regions():
+    """The patches of the right brow of the mirror image mirror those of the left brow."""
+    clip = make_clip(size=64)
+    mirrored = ClipAugmentation(flip=1.0)(clip, epoch=0, index=0)
+    mapper = LandmarkToPatch()
+    plain = mapper(clip["landmarks"], (8, 8), (64, 64)).weights.unflatten(-1, (8, 8))
+    swapped = mapper(mirrored["landmarks"], (8, 8), (64, 64)).weights.unflatten(-1, (8, 8))
+    order = list(mapper.scheme.region_permutation)
+    torch.testing.assert_close(swapped, plain[:, order].flip(-1))
+
+
+def test_a_dropped_modality_is_masked_and_nothing_is_filled_in():
+    clip = make_clip()
+    deaf = ClipAugmentation(flip=0, drop_audio=1.0)(clip, epoch=0, index=0)
+    assert deaf["audio_mask"].tolist() == [False] * 3
+    assert deaf["valid"].tolist() == [True, False, True]
+    assert (deaf["keep_audio"].item(), deaf["keep_visual"].item()) == (False, True)
+    blind = ClipAugmentation(flip=0, drop_visual=1.0)(clip, epoch=0, index=0)
+    assert blind["valid"].tolist() == [False] * 3
+    assert blind["audio_mask"].tolist() == [True, True, False]
+    for changed in (deaf, blind):
+        for name in ("crops", "landmarks", "tokens", "labels"):
+            assert changed[name] is clip[name]
+    assert clip["valid"].tolist() == [True, False, True]  # the clip itself is as it was
+    assert "flipped" not in clip
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_epoch_draws_anew_also_in_workers_that_stay(num_workers):
+    trials = make_trials({"a": 9, "b": 7})
+    augment = ClipAugmentation(seed=1, drop_audio=0.4, images=(), landmarks=(), regions=())
+    data = ClipDataset(trials, 2, augment=augment)
+    loader = DataLoader(
+        data, batch_size=1, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+    for epoch in (0, 1, 7):
+        data.set_epoch(epoch)
+        assert data.epoch == epoch
+        flips = [(b["flipped"].item(), b["keep_audio"].item()) for b in loader]
+        drawn = [augment.draw(epoch, index) for index in range(len(data))]
+        assert flips == [(draw.flip, draw.keep_audio) for draw in drawn]
+    assert data[-1]["flipped"] == data[len(data) - 1]["flipped"]
+    with pytest.raises(ValueError, match="`epoch` must not be negative; got -1"):
+        data.set_epoch(-1)
+
+
+def test_padding_stays_padding_when_mirrored():
+    trials = {"a": {"landmarks": torch.ones(1, 68, 2), "valid": torch.ones(1, dtype=torch.bool)}}
+    data = ClipDataset(trials, 2, augment=ClipAugmentation(flip=1.0, width=8))
+    assert data[0]["landmarks"][:, 0].tolist() == [[7, 1], [0, 0]]
+    assert data[0]["mask"].tolist() == [True, False]
+    assert data[0]["valid"].tolist() == [True, False]
+
+
+def mirror(clip, **options):
+    return ClipAugmentation(flip=1.0, **options)(clip, epoch=0, index=0)
+
+
 def test_lengths_that_are_given_spare_reading_the_trials():
     class Lazy(dict):
         reads = 0
@@ -168,6 +370,36 @@ def stitched(lengths, trials, ids, values):
         (lambda: ClipDataset({"a": {"mask": torch.ones(3)}}, 2)[0], "may not be called 'mask'"),
         (lambda: ClipSampler(-1), "must not be negative"),
         (lambda: ClipSampler(1).set_epoch(-1), "`epoch` must not be negative; got -1"),
+        (lambda: ClipSampler(3).set_epoch(0, position=4), "`position` must be in"),
+        (lambda: ClipSampler(3).state_dict(-1), "`position` must be in"),
+        (lambda: ClipSampler(3, rank=2, world_size=2), "`rank` must be in"),
+        (lambda: ClipSampler(3, world_size=0), "`world_size` must be in"),
+        (lambda: ClipSampler(3, remainder="pad"), "`remainder` must be one of 'keep', 'drop'"),
+        (
+            lambda: ClipSampler(3, seed=1).load_state_dict(ClipSampler(3).state_dict(0)),
+            "the run that is resumed had `seed` 0, this one has 1",
+        ),
+        (
+            lambda: ClipSampler(3).load_state_dict(ClipSampler(4).state_dict(0)),
+            "had `num_clips` 4, this one has 3: its order cannot be continued",
+        ),
+        (lambda: ClipAugmentation(flip=1.1), "`flip` must be in"),
+        (lambda: ClipAugmentation(seed=-1), "`seed` must be in"),
+        (
+            lambda: ClipAugmentation(drop_audio=0.6, drop_visual=0.6),
+            "`drop_visual` and `drop_audio` must add up to 1 at most",
+        ),
+        (
+            lambda: ClipAugmentation(scheme=LandmarkScheme("one", 1, {"nose": (0,)})),
+            "the scheme 'one' has no `mirror` table, so clips cannot be mirrored; use `flip=0`",
+        ),
+        (
+            lambda: mirror({"landmarks": torch.zeros(2, 68, 2)}),
+            "`width` must be given to mirror 'landmarks': the clip holds none of the images crops",
+        ),
+        (lambda: mirror({"tokens": torch.zeros(2, 5, 4)}), "'tokens' must have the 13 regions of"),
+        (lambda: mirror({"tokens": torch.zeros(13)}), r"'tokens' must have shape \(t, m, ...\)"),
+        (lambda: mirror({"crops": torch.zeros(2, 5)}), r"'crops' must have shape \(t, h, w, ...\)"),
         (lambda: ClipStitcher({}, overlap="sum"), "`overlap` must be one of 'mean', 'owns'"),
         (lambda: stitched({"a": 2}, ["a"], [[0]], [[1.0, 2.0]]), "must agree"),
         (lambda: stitched({"a": 2}, ["b"], [[0, 1]], [[1.0, 2.0]]), "`lengths` has no trial 'b'"),

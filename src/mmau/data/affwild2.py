@@ -6,38 +6,62 @@ Row i of an annotation (1-based, header excluded) is frame i of the video in dec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mmau._checks import check_choice
 from mmau.action_units import AU_NAMES
-from mmau.data._affwild2_submission import write_submission
+from mmau.data._affwild2_frames import (
+    FilledFrames,
+    FrameFolder,
+    find_frame_folders,
+    frame_numbers,
+)
+from mmau.data._affwild2_submission import (
+    ListedFrame,
+    ListedFrames,
+    listed_frames,
+    write_submission,
+)
 from mmau.data._affwild2_text import AnnotationError, header, read_lines
+from mmau.data._affwild2_trials import (
+    ListedTrial,
+    Split,
+    Trial,
+    find_annotations,
+    find_listed_trials,
+    find_trials,
+    find_videos,
+    video_of_trial,
+)
 
 __all__ = [
     "Annotation",
     "AnnotationError",
+    "FilledFrames",
+    "FrameFolder",
     "JoinedLabels",
+    "ListedFrame",
+    "ListedFrames",
+    "ListedTrial",
+    "Split",
     "Trial",
+    "find_annotations",
+    "find_frame_folders",
+    "find_listed_trials",
     "find_trials",
+    "find_videos",
     "frame_numbers",
     "join_labels",
+    "listed_frames",
     "read_annotation",
     "video_of_trial",
     "write_submission",
 ]
-
-Split = Literal["train", "validation"]
-
-SPLIT_FOLDERS: dict[str, str] = {"train": "Train_Set", "validation": "Validation_Set"}
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
-TRIAL_SUFFIXES = ("_left", "_right", "_main")
 
 VALUES = {"0": 0, "1": 1, "-1": -1}
 
@@ -119,124 +143,6 @@ def read_annotation(path: str | Path, *, whole_rows: bool = True) -> Annotation:
     return Annotation(au_names, labels, int(partial.sum()))
 
 
-# ------------------------------------------------------------------------------------------ trials
-@dataclass(frozen=True)
-class Trial:
-    """One annotated person in one video."""
-
-    name: str
-    """Name of the annotation, without suffix: `<video>`, or `<video>_left`, `_right` or `_main`."""
-    video: Path
-    """The video file."""
-    annotation: Path
-    """The annotation file."""
-    split: Split
-    """Official split."""
-
-    @property
-    def video_name(self) -> str:
-        """Name of the video without suffix: what keeps `_left` and `_right` together."""
-        return self.video.stem
-
-
-def video_of_trial(name: str) -> str:
-    """Strip the one suffix that says which person of the video a trial is.
-
-    Args:
-        name: Trial name.
-
-    Returns:
-        Video name.
-
-    Examples:
-        >>> video_of_trial("video10_1_left"), video_of_trial("30-30-1920x1080")
-        ('video10_1', '30-30-1920x1080')
-    """
-    for suffix in TRIAL_SUFFIXES:
-        if name.endswith(suffix) and name != suffix:
-            return name[: -len(suffix)]
-    return name
-
-
-def find_trials(
-    root: str | Path,
-    split: Split = "train",
-    *,
-    missing_videos: Literal["error", "skip"] = "error",
-) -> list[Trial]:
-    """List the trials of an official split, each with its video.
-
-    Videos are looked for anywhere below `<root>/videos`. Hidden files (`.DS_Store`,
-    `._video1.txt`), folders and files of other kinds are ignored.
-
-    Args:
-        root: Folder with `videos` and `AU_Detection_Challenge/{Train_Set,Validation_Set}`.
-        split: `"train"` or `"validation"`.
-        missing_videos: Whether a trial without its video is an `"error"` or is left out (`"skip"`).
-
-    Returns:
-        Trials, sorted by name.
-
-    Raises:
-        FileNotFoundError: If a folder or a video is missing, or the split holds no annotation.
-        ValueError: If an option is unknown, two videos share a name, or a trial is in both splits.
-    """
-    check_choice("split", split, SPLIT_FOLDERS)
-    check_choice("missing_videos", missing_videos, ("error", "skip"))
-    challenge = Path(root) / "AU_Detection_Challenge"
-    annotations = _annotations(challenge / SPLIT_FOLDERS[split])
-    if not annotations:
-        raise FileNotFoundError(
-            f"no annotation of the {split} split: expected *.txt files in "
-            f"{challenge / SPLIT_FOLDERS[split]}"
-        )
-    for other, folder in SPLIT_FOLDERS.items():
-        if other == split or not (challenge / folder).is_dir():
-            continue
-        shared = annotations.keys() & _annotations(challenge / folder)
-        if shared:
-            raise ValueError(
-                f"{len(shared)} trials are in both splits below {challenge}, such as "
-                f"{min(shared)!r}; scores on them would be worthless."
-            )
-    videos = _videos(Path(root) / "videos")
-    trials, missing = [], []
-    for name, annotation in sorted(annotations.items()):
-        # A video may itself be called something_left: its own name goes first.
-        video = videos.get(name) or videos.get(video_of_trial(name))
-        if video is None:
-            missing.append(name)
-        else:
-            trials.append(Trial(name, video, annotation, split))
-    if missing and missing_videos == "error":
-        raise FileNotFoundError(
-            f"no video below {Path(root) / 'videos'} for {len(missing)} of {len(annotations)} "
-            f"{split} trials: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-    return trials
-
-
-def frame_numbers(folder: str | Path) -> npt.NDArray[np.int64]:
-    """List the frame numbers of a folder of cropped images, `00001.jpg` and so on.
-
-    Args:
-        folder: Folder of one trial; hidden files, sub-folders and other files are ignored.
-
-    Returns:
-        `(n)`, 1-based and increasing, with gaps where there is no image; empty without any image.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    names = (path.name for path in folder.iterdir() if path.is_file())
-    found = [re.fullmatch(r"(\d+)\.(?:jpg|jpeg|png)", name) for name in names]
-    numbers = sorted(int(match[1]) for match in found if match)
-    return np.array(numbers, dtype=np.int64)
-
-
 # -------------------------------------------------------------------------------------------- join
 @dataclass(frozen=True)
 class JoinedLabels:
@@ -295,31 +201,3 @@ def join_labels(
     joined = np.full((len(wanted), labels.shape[1]), -1, dtype=np.int8)
     joined[has_row] = labels[wanted[has_row] - 1]
     return JoinedLabels(joined, has_row, len(labels), len(labels) - int(has_row.sum()))
-
-
-# --------------------------------------------------------------------------------------- internals
-def _annotations(folder: Path) -> dict[str, Path]:
-    """Trial name to file."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    return {
-        path.stem: path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix == ".txt" and not path.name.startswith(".")
-    }
-
-
-def _videos(folder: Path) -> dict[str, Path]:
-    """Video name to file, from anywhere below the folder."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
-            continue
-        if not path.is_file():
-            continue
-        if path.stem in found:
-            raise ValueError(f"two videos share a name: {found[path.stem]} and {path}.")
-        found[path.stem] = path
-    return found

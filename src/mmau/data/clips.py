@@ -6,19 +6,28 @@ the end, and its mask says so. Every frame that goes in comes out exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from mmau._checks import check_choice, check_shapes
+from mmau.data._clip_augmentation import AugmentationDraw, ClipAugmentation
+from mmau.data._clip_sampler import ClipSampler
 
-__all__ = ["ClipDataset", "ClipSampler", "ClipStitcher", "Window", "clip_windows"]
+__all__ = [
+    "AugmentationDraw",
+    "ClipAugmentation",
+    "ClipDataset",
+    "ClipSampler",
+    "ClipStitcher",
+    "Window",
+    "clip_windows",
+]
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip_frames: Frames per item.
         stride: Frames from one start to the next; `clip_frames` if left out.
         lengths: Trial name to its number of frames, so that no trial is read to count them.
+        augment: What is drawn anew for each clip in each epoch; see `set_epoch`.
 
     Raises:
         ValueError: If arrays of a trial differ in length, or as `clip_windows`.
 
     Examples:
-        >>> data = ClipDataset({"video1": {"labels": np.array([[1], [0], [1]], np.int8)}}, 2)
+        >>> data = ClipDataset({"video1": {"labels": torch.tensor([[1], [0], [1]])}}, 2)
         >>> data[1]["labels"].tolist(), data[1]["frame_ids"].tolist(), data[1]["mask"].tolist()
         ([[1], [-1]], [2, -1], [True, False])
     """
@@ -103,13 +113,36 @@ class ClipDataset(Dataset[dict[str, Any]]):
         *,
         stride: int | None = None,
         lengths: Mapping[str, int] | None = None,
+        augment: ClipAugmentation | None = None,
     ) -> None:
         self.trials = trials
+        self.augment = augment
+        # In shared memory, so that workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self.clip_frames = clip_frames
         if lengths is None:
             lengths = {name: _common_length(name, trials[name]) for name in trials}
         self.lengths = dict(lengths)
         self.windows = clip_windows(self.lengths, clip_frames, stride=stride)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the augmentation is drawn for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what the augmentation draws; reaches the workers of a loader, too.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"`epoch` must not be negative; got {epoch}.")
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -127,71 +160,29 @@ class ClipDataset(Dataset[dict[str, Any]]):
         frames = torch.arange(window.start, window.start + window.length)
         item: dict[str, Any] = {
             "trial": window.trial,
-            "frame_ids": self._pad(frames),
-            "mask": self._pad(torch.ones(window.length, dtype=torch.bool)),
+            "frame_ids": frames,
+            "mask": torch.ones(window.length, dtype=torch.bool),
         }
         for name, array in arrays.items():
             if name in item:
                 raise ValueError(
                     f"an array may not be called {name!r}, which the clip adds itself."
                 )
-            item[name] = self._pad(torch.as_tensor(array[taken]))
-        return item
+            item[name] = torch.as_tensor(array[taken])
+        if self.augment is not None:
+            # An index from the end names the same window, so it must draw the same.
+            item = self.augment(item, epoch=self.epoch, index=index % len(self.windows))
+        # What is true of the whole clip has no frames to pad.
+        return {
+            name: self._pad(value) if isinstance(value, Tensor) and value.dim() else value
+            for name, value in item.items()
+        }
 
     def _pad(self, rows: Tensor) -> Tensor:
         signed_integer = not rows.is_floating_point() and rows.dtype.is_signed
         full = rows.new_full((self.clip_frames, *rows.shape[1:]), -1 if signed_integer else 0)
         full[: len(rows)] = rows
         return full
-
-
-class ClipSampler(Sampler[int]):
-    """Shuffle the windows by (seed, epoch) alone, so that a resumed run sees the same order.
-
-    Args:
-        num_clips: Number of windows.
-        seed: Seed of the run.
-        shuffle: Whether to shuffle; in order otherwise.
-
-    Examples:
-        >>> sampler = ClipSampler(5, seed=1)
-        >>> first = list(sampler)
-        >>> sampler.set_epoch(1)
-        >>> sorted(sampler) == sorted(first), list(sampler) == first
-        (True, False)
-        >>> sampler.set_epoch(0)
-        >>> list(sampler) == first
-        True
-    """
-
-    def __init__(self, num_clips: int, *, seed: int = 0, shuffle: bool = True) -> None:
-        if num_clips < 0 or seed < 0:
-            raise ValueError(
-                f"`num_clips` and `seed` must not be negative; got {num_clips} and {seed}."
-            )
-        self.num_clips = num_clips
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch.
-
-        Args:
-            epoch: Epoch, counted from 0.
-        """
-        if epoch < 0:
-            raise ValueError(f"`epoch` must not be negative; got {epoch}.")
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_clips
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.num_clips))
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
-        return iter(order.tolist())
 
 
 class ClipStitcher:
