@@ -16,6 +16,14 @@ def test_it_is_torchs_own_over_the_labelled_entries(pos_weight):
         x, y.clamp(min=0).float(), pos_weight=weight, reduction="none"
     )
     assert_close(masked_bce_loss(x, y, pos_weight=pos_weight), entries[y >= 0].mean())
+    per_unit = torch.tensor([0.0, 2.0, 1.0])
+    weighted = masked_bce_loss(x, y, pos_weight=pos_weight, class_weight=per_unit)
+    assert_close(weighted, (entries * per_unit)[y >= 0].mean())
+    soft = torch.rand(20, 3)
+    assert_close(
+        masked_bce_loss(x, soft, pos_weight=pos_weight, soft_labels=True),
+        F.binary_cross_entropy_with_logits(x, soft, pos_weight=weight),
+    )
 
 
 @given(garbage=st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e30]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.functional.asymmetric_loss import asymmetric_loss, focal_loss
+from mmau.functional import asymmetric_loss, asymmetric_posterior, focal_loss, focal_posterior
 from mmau.functional.masked_bce_loss import masked_bce_loss
 from mmau.modules.losses import LOSSES, AsymmetricLoss, FocalLoss, MaskedBCELoss
 
@@ -59,15 +59,19 @@ def test_every_posterior_is_a_probability_and_monotone(loss):
         FocalLoss(gamma=1.0, alpha=0.25, reduction="none"),
         MaskedBCELoss(reduction="none"),
         MaskedBCELoss(pos_weight=5.0, reduction="none"),
+        AsymmetricLoss(pos_weight=3.0, class_weight=[2.0], reduction="none"),
+        MaskedBCELoss(class_weight=[3.0], reduction="none"),
     ],
     ids=repr,
 )
 def test_posterior_undoes_the_loss(loss):
-    x = torch.linspace(-10, 10, 50_001, dtype=torch.float64)
+    x = torch.linspace(-10, 10, 50_001, dtype=torch.float64)[:, None]
     positive, negative = loss(x, torch.ones_like(x)), loss(x, torch.zeros_like(x))
     for truth in (0.1, 0.4, 0.7):
         best = x[(truth * positive + (1 - truth) * negative).argmin()]
         assert loss.posterior(best[None]).item() == pytest.approx(truth, abs=1e-3)
+        wanted = torch.tensor([truth], dtype=torch.float64)
+        assert_close(loss.posterior(loss.logits_from_posterior(wanted)), wanted)
 
 
 def test_options_reach_the_functions(batch):
@@ -86,6 +90,26 @@ def test_options_reach_the_functions(batch):
         masked_bce_loss(logits, target, pos_weight=per_unit + 1, reduction="sum"),
     )
     assert AsymmetricLoss(gamma_neg=[0.0] * 12).posterior(logits).shape == logits.shape
+    options = {"class_weight": per_unit, "pos_weight": 2.0, "detach_focus": True}
+    ours = AsymmetricLoss(**options)(logits, target)
+    assert_close(ours, asymmetric_loss(logits, target, **options))
+    (gradient,) = torch.autograd.grad(ours, logits)
+    (expected,) = torch.autograd.grad(asymmetric_loss(logits, target, **options), logits)
+    assert_close(gradient, expected)
+    zeros = torch.zeros(1)
+    detached = AsymmetricLoss(detach_focus=True).posterior(zeros)
+    assert_close(detached, asymmetric_posterior(zeros, detach_focus=True))
+    assert detached != AsymmetricLoss().posterior(zeros)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_labels_are_read_as_the_module_was_told(name):
+    soft = LOSSES.create(name, soft_labels=True)
+    assert torch.isfinite(soft(torch.zeros(2), torch.tensor([0.5, -1.0])))
+    with pytest.raises(ValueError, match="between 0 and 1 need `soft_labels=True`"):
+        LOSSES.create(name)(torch.zeros(1), torch.tensor([0.5]))
+    assert LOSSES.create(name, check_labels=False)(torch.zeros(1), torch.tensor([0.5])).isnan()
+    assert "soft_labels=True, ignore_index=-1, reduction='mean'" in repr(soft)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +121,8 @@ def test_options_reach_the_functions(batch):
         (lambda: AsymmetricLoss(reduction="avg"), "`reduction` must be one of"),
         (lambda: FocalLoss(gamma=-1), "`gamma` must be in"),
         (lambda: FocalLoss(alpha=0), "`alpha` must be in"),
+        (lambda: AsymmetricLoss(pos_weight=0), "`pos_weight` must be in"),
+        (lambda: FocalLoss(class_weight=[-1.0]), "`class_weight` must be in"),
         (lambda: MaskedBCELoss(pos_weight=0), "`pos_weight` must be in"),
     ],
 )
@@ -108,3 +134,26 @@ def test_bad_options_are_refused_when_the_loss_is_built(build, message):
 def test_a_mistyped_option_is_named():
     with pytest.raises(TypeError, match="loss 'asl' takes no option 'gama_pos'; did you mean"):
         LOSSES.create("asl", gama_pos=1.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"),
+    [
+        (AsymmetricLoss(gamma_neg=[1.0, 4.0], pos_weight=2.0), None),
+        (FocalLoss(alpha=0.25, detach_focus=True), "focal"),
+        (FocalLoss(gamma=1.5), "focal"),
+        (MaskedBCELoss(pos_weight=[3.0, 0.5]), None),
+    ],
+)
+def test_the_options_describe_the_posterior(loss, function):
+    """A checkpoint keeps them and nothing else of the loss."""
+    logits = torch.linspace(-6, 6, 13).repeat(2, 1).T
+    found = asymmetric_posterior(logits, **loss.posterior_options)
+    assert torch.equal(found, loss.posterior(logits))
+    if function:
+        expected = focal_posterior(
+            logits, gamma=loss.gamma, alpha=loss.alpha, detach_focus=loss.detach_focus
+        )
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(loss.posterior(loss.logits_from_posterior(found)), found)
+    assert None not in loss.posterior_options.values()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from mmau.functional.asymmetric_loss import asymmetric_loss, asymmetric_posterior, focal_loss
+from mmau.functional.asymmetric_loss import asymmetric_loss, focal_loss
+from mmau.functional.asymmetric_posterior import (
+    asymmetric_posterior,
+    focal_posterior,
+    logits_from_asymmetric_posterior,
+    logits_from_focal_posterior,
+)
 from mmau.functional.landmark_patches import PatchRegions, landmark_patches
 from mmau.functional.masked_bce_loss import masked_bce_loss
-from mmau.functional.region_attention import region_attention
+from mmau.functional.region_attention import (
+    RegionAttention,
+    attention_on_grid,
+    region_attention,
+)
 from mmau.functional.region_pooling import PooledRegions, region_pooling
 from mmau.functional.selective_scan import (
     SCAN_BACKENDS,
@@ -15,22 +25,29 @@ from mmau.functional.selective_scan import (
     selective_scan,
 )
 from mmau.functional.time_alignment import AlignedFeatures, interpolate_features
+from mmau.functional.windowed_attention import windowed_attention
 
 __all__ = [
     "SCAN_BACKENDS",
     "AlignedFeatures",
     "PatchRegions",
     "PooledRegions",
+    "RegionAttention",
     "ScanBackend",
     "asymmetric_loss",
     "asymmetric_posterior",
+    "attention_on_grid",
     "focal_loss",
+    "focal_posterior",
     "half_life",
     "interpolate_features",
     "landmark_patches",
+    "logits_from_asymmetric_posterior",
+    "logits_from_focal_posterior",
     "masked_bce_loss",
     "region_attention",
     "region_pooling",
     "resolve_scan_backend",
     "selective_scan",
+    "windowed_attention",
 ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmau._checks import check_choice, check_range
+from mmau._checks import check_range
 from mmau.functional._masked_loss import PerClass, Reduction
-from mmau.functional.asymmetric_loss import asymmetric_loss, asymmetric_posterior, focal_loss
+from mmau.functional.asymmetric_loss import asymmetric_loss, focal_loss
 from mmau.functional.masked_bce_loss import masked_bce_loss
+from mmau.modules._base_loss import BaseLoss, check_all
 from mmau.registry import Registry
 
 __all__ = ["LOSSES", "AsymmetricLoss", "FocalLoss", "MaskedBCELoss", "MultiLabelLoss"]
@@ -27,6 +27,9 @@ class MultiLabelLoss(Protocol):
 
     def posterior(self, logits: Tensor) -> Tensor:
         """Return the probability `(..., c)` that a model trained with this loss means."""
+
+    def logits_from_posterior(self, prob: Tensor) -> Tensor:
+        """Return the logits `(..., c)` that `posterior` turns into these probabilities."""
 
 
 LOSSES: Registry[Callable[..., MultiLabelLoss]] = Registry("loss", group="mmau.losses")
@@ -47,31 +50,7 @@ LOSSES.register_lazy(
 )
 
 
-class _Loss(nn.Module):
-    """Keeps and prints the options; those given per Action Unit are buffers, so they move along."""
-
-    def __init__(self, ignore_index: int | None, reduction: Reduction, **options: PerClass) -> None:
-        super().__init__()
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
-        self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
-        self._options = tuple(options)
-        for name, value in options.items():
-            if isinstance(value, (int, float)):
-                setattr(self, name, float(value))
-            else:
-                per_unit = torch.as_tensor(value, dtype=torch.float32)
-                self.register_buffer(name, per_unit, persistent=False)
-
-    def extra_repr(self) -> str:
-        """Return the options."""
-        shown = {name: getattr(self, name) for name in self._options}
-        shown |= {"ignore_index": self.ignore_index, "reduction": self.reduction}
-        values = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in shown.items()}
-        return ", ".join(f"{name}={value!r}" for name, value in values.items())
-
-
-class AsymmetricLoss(_Loss):
+class AsymmetricLoss(BaseLoss):
     r"""Asymmetric loss of section 4.2, over the labelled entries.
 
     $$
@@ -86,7 +65,14 @@ class AsymmetricLoss(_Loss):
         gamma_pos: Focusing exponent of positives, at least 0; one number or one per Action Unit.
         gamma_neg: Focusing exponent of negatives, at least 0; one number or one per Action Unit.
         margin: Probability shift `m`, in [0, 1); one number or one per Action Unit.
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
+            over the number of labelled entries.
+        pos_weight: Weight of positives, above 0; one number or one per Action Unit.
+        detach_focus: Whether the focusing weights are constants to the gradient.
+        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
         ignore_index: Target value that marks a missing label, or `None`.
+        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
+            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -111,6 +97,8 @@ class AsymmetricLoss(_Loss):
     gamma_pos: float | Tensor
     gamma_neg: float | Tensor
     margin: float | Tensor
+    pos_weight: float | Tensor | None
+    detach_focus: bool
 
     def __init__(
         self,
@@ -118,15 +106,30 @@ class AsymmetricLoss(_Loss):
         gamma_pos: PerClass = 1.0,
         gamma_neg: PerClass = 4.0,
         margin: PerClass = 0.05,
+        class_weight: PerClass | None = None,
+        pos_weight: PerClass | None = None,
+        detach_focus: bool = False,
+        soft_labels: bool = False,
         ignore_index: int | None = -1,
+        check_labels: bool | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            ignore_index, reduction, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin
+            class_weight,
+            soft_labels,
+            ignore_index,
+            check_labels,
+            reduction,
+            gamma_pos=gamma_pos,
+            gamma_neg=gamma_neg,
+            margin=margin,
+            pos_weight=pos_weight,
+            detach_focus=detach_focus,
         )
-        _check_all("gamma_pos", self.gamma_pos)
-        _check_all("gamma_neg", self.gamma_neg)
-        _check_all("margin", self.margin, high=1)
+        check_all("gamma_pos", self.gamma_pos)
+        check_all("gamma_neg", self.gamma_neg)
+        check_all("margin", self.margin, high=1)
+        check_all("pos_weight", self.pos_weight, open_low=True)
 
     def forward(
         self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
@@ -148,26 +151,20 @@ class AsymmetricLoss(_Loss):
             gamma_pos=self.gamma_pos,
             gamma_neg=self.gamma_neg,
             margin=self.margin,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            pos_weight=self.pos_weight,
+            detach_focus=self.detach_focus,
             normalizer=normalizer,
+            **self.shared_options(),
         )
 
-    def posterior(self, logits: Tensor) -> Tensor:
-        """Turn logits trained with this loss into calibrated probabilities, in closed form.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-
-        Returns:
-            `(..., c)`, probability in [0, 1].
-        """
-        return asymmetric_posterior(
-            logits, gamma_pos=self.gamma_pos, gamma_neg=self.gamma_neg, margin=self.margin
-        )
+    @property
+    def posterior_options(self) -> dict[str, Any]:
+        """Options of `asymmetric_posterior` that describe this loss."""
+        names = ("gamma_pos", "gamma_neg", "margin", "pos_weight", "detach_focus")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class FocalLoss(_Loss):
+class FocalLoss(BaseLoss):
     r"""Focal loss over the labelled entries.
 
     $$ L = -\alpha_t (1 - p_t)^{\gamma} \log p_t $$
@@ -175,7 +172,13 @@ class FocalLoss(_Loss):
     Args:
         gamma: Focusing exponent, at least 0; one number or one per Action Unit.
         alpha: Weight of positives in (0, 1), negatives get 1 - `alpha`; `None` for no weights.
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
+            over the number of labelled entries.
+        detach_focus: Whether the focusing weights are constants to the gradient.
+        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
         ignore_index: Target value that marks a missing label, or `None`.
+        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
+            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -193,20 +196,34 @@ class FocalLoss(_Loss):
     """
 
     gamma: float | Tensor
+    alpha: float | None
+    detach_focus: bool
 
     def __init__(
         self,
         *,
         gamma: PerClass = 2.0,
         alpha: float | None = None,
+        class_weight: PerClass | None = None,
+        detach_focus: bool = False,
+        soft_labels: bool = False,
         ignore_index: int | None = -1,
+        check_labels: bool | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(ignore_index, reduction, gamma=gamma)
-        _check_all("gamma", self.gamma)
+        super().__init__(
+            class_weight,
+            soft_labels,
+            ignore_index,
+            check_labels,
+            reduction,
+            gamma=gamma,
+            alpha=alpha,
+            detach_focus=detach_focus,
+        )
+        check_all("gamma", self.gamma)
         if alpha is not None:
             check_range("alpha", alpha, 0, 1, open_low=True, open_high=True)
-        self.alpha = alpha
 
     def forward(
         self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
@@ -226,36 +243,37 @@ class FocalLoss(_Loss):
             target,
             gamma=self.gamma,
             alpha=self.alpha,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            detach_focus=self.detach_focus,
             normalizer=normalizer,
+            **self.shared_options(),
         )
 
-    def posterior(self, logits: Tensor) -> Tensor:
-        """Turn logits trained with this loss into calibrated probabilities, in closed form.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-
-        Returns:
-            `(..., c)`, probability in [0, 1].
-        """
-        prob = asymmetric_posterior(logits, gamma_pos=self.gamma, gamma_neg=self.gamma, margin=0.0)
-        return prob if self.alpha is None else _unweighted(prob, self.alpha / (1 - self.alpha))
-
-    def extra_repr(self) -> str:
-        """Return the options."""
-        return f"{super().extra_repr()}, alpha={self.alpha!r}"
+    @property
+    def posterior_options(self) -> dict[str, Any]:
+        """Options of `asymmetric_posterior` that describe this loss."""
+        weights = {} if self.alpha is None else {"pos_weight": self.alpha / (1 - self.alpha)}
+        return {
+            "gamma_pos": self.gamma,
+            "gamma_neg": self.gamma,
+            "margin": 0.0,
+            "detach_focus": self.detach_focus,
+            **weights,
+        }
 
 
-class MaskedBCELoss(_Loss):
+class MaskedBCELoss(BaseLoss):
     r"""Binary cross-entropy over the labelled entries.
 
     $$ L = -w\, y \log p - (1 - y) \log(1 - p) $$
 
     Args:
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
+            over the number of labelled entries.
         pos_weight: Weight `w` of positives, above 0; one number or one per Action Unit.
+        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
         ignore_index: Target value that marks a missing label, or `None`.
+        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
+            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -274,18 +292,27 @@ class MaskedBCELoss(_Loss):
         tensor([0.2500])
     """
 
-    pos_weight: float | Tensor
+    pos_weight: float | Tensor | None
 
     def __init__(
         self,
         *,
+        class_weight: PerClass | None = None,
         pos_weight: PerClass | None = None,
+        soft_labels: bool = False,
         ignore_index: int | None = -1,
+        check_labels: bool | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        weight: PerClass = 1.0 if pos_weight is None else pos_weight
-        super().__init__(ignore_index, reduction, pos_weight=weight)
-        _check_all("pos_weight", self.pos_weight, open_low=True)
+        super().__init__(
+            class_weight,
+            soft_labels,
+            ignore_index,
+            check_labels,
+            reduction,
+            pos_weight=pos_weight,
+        )
+        check_all("pos_weight", self.pos_weight, open_low=True)
 
     def forward(
         self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
@@ -304,32 +331,12 @@ class MaskedBCELoss(_Loss):
             logits,
             target,
             pos_weight=self.pos_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
             normalizer=normalizer,
+            **self.shared_options(),
         )
 
-    def posterior(self, logits: Tensor) -> Tensor:
-        """Turn logits trained with this loss into probabilities: the sigmoid, without the weight.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-
-        Returns:
-            `(..., c)`, probability in [0, 1].
-        """
-        prob = asymmetric_posterior(logits, gamma_pos=0.0, gamma_neg=0.0, margin=0.0)
-        return _unweighted(prob, self.pos_weight)
-
-
-def _unweighted(prob: Tensor, weight: float | Tensor) -> Tensor:
-    """Undo a weight of positives: it multiplies the odds that minimise the loss."""
-    return prob / (prob + weight * (1 - prob))
-
-
-def _check_all(
-    name: str, value: float | Tensor, *, high: float | None = None, open_low: bool = False
-) -> None:
-    """Check an option once, when the module is built; the low end is 0."""
-    for number in value.flatten().tolist() if isinstance(value, Tensor) else [value]:
-        check_range(name, number, 0, high, open_low=open_low, open_high=True)
+    @property
+    def posterior_options(self) -> dict[str, Any]:
+        """Options of `asymmetric_posterior` that describe this loss."""
+        weights = {} if self.pos_weight is None else {"pos_weight": self.pos_weight}
+        return {"gamma_pos": 0.0, "gamma_neg": 0.0, "margin": 0.0, **weights}
