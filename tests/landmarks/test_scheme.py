@@ -56,6 +56,27 @@ class TestEveryScheme:
         for regions in scheme.action_unit_regions.values():
             assert {scheme.region_mirror.get(name, name) for name in regions} == set(regions)
 
+    def test_the_action_unit_table_says_what_the_names_say(self, scheme):
+        table = scheme.action_unit_table()
+        assert table.shape == (12, 13)
+        assert table.dtype == torch.bool
+        for unit, row in zip(AU_NAMES, table.tolist(), strict=True):
+            names = [name for name, shows in zip(scheme.region_names, row, strict=True) if shows]
+            assert set(names) == set(scheme.action_unit_regions[unit])
+        some = scheme.action_unit_table(["AU26", "AU1"])
+        assert torch.equal(some, table[[AU_NAMES.index("AU26"), AU_NAMES.index("AU1")]])
+
+    def test_a_subset_has_the_regions_in_the_order_asked_for(self, scheme):
+        part = scheme.subset(["left_eye", "chin", "right_eye"])
+        assert part.region_names == ("left_eye", "chin", "right_eye")
+        assert part.region_permutation == (2, 1, 0)
+        assert part.regions["chin"] == scheme.regions["chin"]
+        assert part.action_unit_regions["AU6"] == ("right_eye", "left_eye")
+        assert "AU2" not in part.action_unit_regions
+        assert not part.action_unit_table(["AU2"]).any()
+        assert scheme.subset(["left_eye"]).mirror is None
+        assert scheme.subset(scheme.region_names) == scheme
+
     def test_survives_pickling_and_copying(self, scheme):
         assert pickle.loads(pickle.dumps(scheme)) == scheme == copy.deepcopy(scheme)
 
@@ -124,3 +145,14 @@ def test_wrong_tables_are_refused(options, error, sentence):
 def test_flip_refuses_the_wrong_number_of_points():
     with pytest.raises(ValueError, match="axis `k` of `landmarks` must be 68"):
         IBUG68.flip(torch.zeros(67, 2), 224)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="`names` names no region of 'ibug68': 'left_ey'; did you"):
+        IBUG68.subset(["left_ey"])
+    with pytest.raises(ValueError, match="`names` has region 'chin' twice"):
+        IBUG68.subset(["chin", "nose", "chin"])
+    with pytest.raises(ValueError, match="must map at least one region name"):
+        IBUG68.subset([])
+    with pytest.raises(ValueError, match="unknown Action Unit 'AU3'; did you mean 'AU2"):
+        IBUG68.action_unit_table(["AU3"])

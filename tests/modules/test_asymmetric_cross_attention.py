@@ -53,9 +53,9 @@ def plain(attend, visual, audio, visual_time, audio_time, mask):
 def test_equals_the_loop(window):
     attend, inputs = build(window=window), clip()
     mask = torch.rand(2, 12) > 0.3
-    # The bias is float32.
     expected = plain(attend, *inputs, mask)
-    assert_close(attend(*inputs, mask), expected, rtol=1e-6, atol=1e-6)
+    for attend.implementation in ("dense", "local", "auto"):
+        assert_close(attend(*inputs, mask), expected, rtol=1e-12, atol=1e-12)
 
 
 @given(shift=st.floats(-1e5, 1e5))
@@ -86,9 +86,11 @@ def test_sound_outside_the_window_is_not_heard():
     assert changed.tolist() == [[True, False, False, False, False]] * 2
 
 
+@pytest.mark.parametrize("implementation", ["dense", "local"])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])
-def test_masked_audio_reaches_neither_result_nor_gradient(poison):
-    attend, (visual, audio, visual_time, audio_time) = build(), clip()
+def test_masked_audio_reaches_neither_result_nor_gradient(poison, implementation):
+    attend = build(implementation=implementation)
+    visual, audio, visual_time, audio_time = clip()
     mask = torch.rand(2, 12) > 0.4
     mask[1] = False
     results = []
@@ -104,8 +106,10 @@ def test_masked_audio_reaches_neither_result_nor_gradient(poison):
         assert torch.equal(a, b)
 
 
-def test_no_audio_is_a_finite_constant_however_it_is_said():
-    attend, (visual, audio, visual_time, audio_time) = build(), clip()
+@pytest.mark.parametrize("implementation", ["dense", "local"])
+def test_no_audio_is_a_finite_constant_however_it_is_said(implementation):
+    attend = build(implementation=implementation)
+    visual, audio, visual_time, audio_time = clip()
     silence = [
         attend(visual, None, visual_time, None),
         attend(visual, audio[:, :0], visual_time, audio_time[:, :0]),
@@ -115,6 +119,74 @@ def test_no_audio_is_a_finite_constant_however_it_is_said():
     for out in silence:
         assert_close(out, silence[0][:1, :1].expand_as(out))
         assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("frame_rate", [25.0, 29.97])
+def test_blocks_equal_all_pairs_on_ragged_clips_with_every_gradient(frame_rate):
+    attend = build(window=0.4)
+    visual, audio, _, _ = clip(3, 200, 390)
+    visual_time = torch.arange(200, dtype=torch.float64).expand(3, 200) / frame_rate
+    visual_time = visual_time + 0.01 * torch.rand(3, 200, dtype=torch.float64)
+    # A different start, a different end, and a clip without sound.
+    audio_time = torch.tensor([[-1.0], [0.3], [0.0]], dtype=torch.float64)
+    audio_time = audio_time + torch.arange(390, dtype=torch.float64) / 50
+    mask = torch.arange(390) < torch.tensor([[390], [150], [0]])
+    results = []
+    for attend.implementation in ("dense", "local"):
+        given = [tensor.clone().requires_grad_() for tensor in (visual, audio)]
+        out = attend(*given, visual_time, audio_time, mask)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        leaves = [*given, *attend.parameters()]
+        results.append([out, *torch.autograd.grad((out * weight).sum(), leaves)])
+    for local, dense in zip(results[1], results[0], strict=True):
+        assert_close(local, dense, rtol=1e-9, atol=1e-10)
+
+
+def test_without_a_picture_every_frame_asks_the_same():
+    attend, (_, audio, visual_time, audio_time) = build(window=0.3), clip()
+    out = attend(None, audio, visual_time, audio_time)
+    assert out.shape == (2, 5, 8)
+    constant = torch.zeros(2, 5, 8, dtype=torch.float64)
+    assert_close(out, attend(constant, audio, visual_time, audio_time))
+    # Two frames of one time hear the same, whatever they are.
+    assert_close(*attend(None, audio[:1], visual_time[:1, [1, 1]], audio_time[:1])[0])
+    silence = attend(None, None, visual_time, None)
+    assert_close(silence, silence[:1, :1].expand_as(silence))
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+@pytest.mark.parametrize("implementation", ["dense", "local"])
+def test_the_resampler_carries_50_hertz_onto_irregular_frames(num_heads, implementation):
+    resample = AsymmetricCrossAttention.resampler(6, num_heads, rate=50.0).double()
+    resample.implementation = implementation
+    audio_time = (0.0125 + torch.arange(500, dtype=torch.float64) / 50).view(1, -1)
+    frames = (0.2 + 9.5 * torch.rand(1, 240, dtype=torch.float64)).sort(1).values
+    rates = torch.linspace(0.2, 3.0, 6, dtype=torch.float64)  # hertz
+
+    def signal(seconds):
+        return torch.sin(2 * math.pi * rates * seconds.unsqueeze(-1))
+
+    out = resample(None, signal(audio_time), frames, audio_time)
+    nearest = audio_time[0, (frames.unsqueeze(-1) - audio_time.unsqueeze(1)).abs().argmin(-1)]
+    error = (out - signal(frames)).abs().amax(1)
+    of_nearest = (signal(nearest) - signal(frames)).abs().amax(1)
+    # The fastest component turns by 22 degrees from one feature to the next.
+    assert (error < of_nearest / 4).all()
+    # Steadily growing: read at the right time to a twentieth of 20 milliseconds, 1.07 at worst.
+    ramp = resample(None, audio_time.unsqueeze(-1).expand(-1, -1, 6), frames, audio_time)
+    assert ((ramp - frames.unsqueeze(-1)).abs() < 1.1e-3).all()
+
+
+def test_the_resampler_hands_nothing_on_where_there_is_no_sound_and_learns():
+    resample = AsymmetricCrossAttention.resampler(4)
+    audio, audio_time = torch.randn(1, 50, 4), torch.arange(50.0).view(1, -1) / 50
+    frames = torch.tensor([[0.5, 7.0]])
+    out = resample(None, audio, frames, audio_time)
+    assert (out[0, 0] != 0).all()
+    assert not out[0, 1].any()
+    out[0, 0].square().sum().backward()
+    for name in ("to_query.bias", "to_key.weight", "to_value.weight", "to_output.weight"):
+        assert resample.get_parameter(name).grad.abs().max() > 0, name
 
 
 def test_every_parameter_learns():
@@ -129,6 +201,9 @@ def test_slopes_are_fixed_and_leave_the_state_dict_alone():
     assert_close(attend.slopes.flatten(), 4.0 * 0.5 ** torch.arange(8))
     assert "slopes" not in attend.state_dict()
     assert not any(parameter.shape == attend.slopes.shape for parameter in attend.parameters())
+    chosen = AsymmetricCrossAttention(16, 8, 2, slopes=(5.0, 0.0))
+    assert chosen.slopes.flatten().tolist() == [5.0, 0.0]
+    assert "window=1 s, implementation='auto'" in repr(chosen)
 
 
 def test_autocast_and_compile():
@@ -149,6 +224,9 @@ def test_autocast_and_compile():
         ((8, 6, 2), {"window": 0.0}, "`window` must be in .0, inf.; got 0.0"),
         ((0, 6, 2), {}, "`d_model` must be in"),
         ((8, 0, 2), {}, "`d_audio` must be in"),
+        ((8, 6, 2), {"slopes": (1.0,)}, "must be 2 finite numbers .* got .1.0."),
+        ((8, 6, 2), {"slopes": (1.0, -1.0)}, "`slopes` must be 2 finite numbers of at least 0"),
+        ((8, 6, 2), {"implementation": "fast"}, "`implementation` must be one of 'auto', 'dense'"),
     ],
 )
 def test_wrong_options_are_refused(args, options, sentence):
@@ -170,3 +248,7 @@ def test_wrong_input_is_refused():
         attend(visual, audio, visual_time, audio_time[:, 1:])
     with pytest.raises(ValueError, match="axis `a` of `audio` must be 6"):
         attend(visual, audio[..., 1:], visual_time, audio_time)
+    with pytest.raises(ValueError, match=r"hands features on as they are, .* got 8 and 6"):
+        attend.reset_to_resampler()
+    with pytest.raises(ValueError, match=r"`rate` must be in .0, inf.; got 0"):
+        AsymmetricCrossAttention.resampler(8, rate=0)

@@ -5,10 +5,11 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from mmau.functional.landmark_patches import PATCH_MODES
 from mmau.landmarks import IBUG68, LANDMARK_SCHEMES
 from mmau.modules.landmark_to_patch import LandmarkToPatch
 from mmau.registry import UnknownComponentError
@@ -24,7 +25,7 @@ def points_inside(mapper, *leading, seed=0, size=(224, 224)):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("mode", ["points", "bbox"])
+@pytest.mark.parametrize("mode", PATCH_MODES)
 def test_shapes_and_rows(name, mode):
     mapper = LandmarkToPatch(name, mode=mode)
     landmarks = points_inside(mapper, 2, 3, size=(96, 128))
@@ -39,15 +40,18 @@ def test_shapes_and_rows(name, mode):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", PATCH_MODES)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000))
-def test_flipping_the_picture_flips_patches_and_swaps_left_and_right(name, seed):
-    mapper = LandmarkToPatch(name, ring=1)
+def test_flipping_the_picture_flips_patches_and_swaps_left_and_right(name, mode, seed):
+    mapper = LandmarkToPatch(name, mode=mode, ring=int(mode != "gaussian"))
     landmarks = points_inside(mapper, seed=seed, size=(160, 224))
     there = mapper(mapper.scheme.flip(landmarks, 224), (10, 14), (160, 224))
     here = mapper(landmarks, (10, 14), (160, 224))
     order = list(mapper.scheme.region_permutation)
     flipped = here.weights[order].view(-1, 10, 14).flip(-1).flatten(1)
-    assert_close(there.weights, flipped)
+    # Mirrored coordinates are rounded, which only the blur can feel.
+    assert_close(there.weights, flipped, rtol=1e-4, atol=1e-5)
     assert torch.equal(there.valid, here.valid[order])
 
 
@@ -82,15 +86,31 @@ def test_a_derived_point_needs_all_the_points_it_is_made_of(lost):
     assert torch.isfinite(weights).all()
 
 
-def test_one_lost_point_changes_only_regions_that_use_it():
+@pytest.mark.parametrize("lost", ["nan", "invisible"])
+def test_a_lost_point_changes_only_regions_that_use_it(lost):
     mapper = LandmarkToPatch("ibug68")
-    landmarks = points_inside(mapper)
-    visible = torch.ones(68, dtype=torch.bool)
-    visible[38] = False  # right upper eyelid: no derived point is made of it
-    before = mapper(landmarks, (16, 16), (224, 224)).weights
-    after = mapper(landmarks, (16, 16), (224, 224), visible=visible).weights
-    changed = (before != after).any(-1).nonzero().flatten().tolist()
-    assert changed == [mapper.region_names.index("right_eye")]
+    own, derived = 68, list(IBUG68.derived.values())
+    uses = torch.tensor(
+        [
+            [
+                any(p == q if q < own else p in derived[q - own] for q in indices)
+                for indices in IBUG68.regions.values()
+            ]
+            for p in range(own)
+        ]
+    )
+    # Frame i has lost point i.
+    landmarks, visible = points_inside(mapper).repeat(own, 1, 1), torch.ones(own, own) > 0
+    before = mapper(landmarks, (64, 64), (224, 224)).weights
+    if lost == "nan":
+        landmarks[range(own), range(own)] = torch.nan
+    else:
+        visible[range(own), range(own)] = False
+    after = mapper(landmarks, (64, 64), (224, 224), visible=visible).weights
+    changed = (before != after).any(-1)
+    assert not (changed & ~uses).any()
+    # On a fine grid, points seldom share a patch.
+    assert changed[uses].float().mean() > 0.95
 
 
 def test_precision_survives_autocast_and_half_modules():
@@ -101,6 +121,19 @@ def test_precision_survives_autocast_and_half_modules():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mapper(landmarks, (16, 16), (224, 224)).weights, exact.weights)
         assert torch.equal(low(landmarks, (16, 16), (224, 224)).weights, exact.weights)
+
+
+def test_the_blur_moves_landmarks_through_derived_points():
+    mapper = LandmarkToPatch("ibug68", mode="gaussian", sigma=0.7)
+    assert "sigma=0.7" in repr(mapper)
+    landmarks = points_inside(mapper, 2).requires_grad_()
+    weights, _ = mapper(landmarks, (16, 16), (224, 224))
+    cheek = mapper.region_names.index("right_cheek")
+    (gradient,) = torch.autograd.grad(weights[:, cheek].square().sum(), landmarks)
+    needed = {
+        point for name in IBUG68.derived if "right_cheek" in name for point in IBUG68.derived[name]
+    }
+    assert set((gradient != 0).any(-1).any(0).nonzero().flatten().tolist()) == needed
 
 
 def test_user_tables_take_any_number_of_points():
@@ -147,6 +180,8 @@ def test_wrong_tables_are_refused(regions, error, sentence):
         ({"mode": "point"}, "`mode` must be one of"),
         ({"coords": "px"}, "`coords` must be one of 'pixel', 'normalized'; got 'px'"),
         ({"ring": -1}, "`ring` must be in"),
+        ({"sigma": 0.0}, "`sigma` must be in"),
+        ({"mode": "gaussian", "ring": 2}, "`ring` adds patches to a set, .* got 2"),
     ],
 )
 def test_wrong_options_are_refused(options, sentence):
@@ -170,7 +205,7 @@ def test_wrong_landmarks_are_refused(regions, shape, sentence):
 
 def test_wrong_unit_and_masks_are_refused():
     mapper, landmarks = LandmarkToPatch("ibug68"), torch.rand(2, 68, 2)
-    with pytest.raises(ValueError, match="which cannot be pixels; pass coords='normalized'"):
+    with pytest.raises(ValueError, match=r"which cannot be pixels; .* Pass coords='normalized'"):
         mapper(landmarks, (4, 4), (224, 224))
     with pytest.raises(TypeError, match="`visible` must be a bool tensor"):
         mapper(landmarks * 224, (4, 4), (224, 224), visible=torch.ones(2, 68))

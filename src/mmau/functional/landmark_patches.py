@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
+from mmau.functional._region_marks import mark_boxes, mark_hulls, mark_points, spread_gaussian
 
-__all__ = ["PatchRegions", "landmark_patches"]
+__all__ = ["PATCH_MODES", "PatchRegions", "landmark_patches"]
+
+PATCH_MODES: tuple[str, ...] = ("points", "bbox", "hull", "gaussian")
+"""What `mode` accepts."""
 
 # Coordinates below this many pixels, all of them, are normalised ones; and the other way round.
 _UNIT_LIMIT = 2.0
@@ -20,58 +25,73 @@ class PatchRegions(NamedTuple):
     """The patches of each region, as weights of a mean over patches."""
 
     weights: Tensor
-    """`(..., m, p)` float32, at least 0, each row sums to 1."""
+    """`(..., m, p)` float32, at least 0, each row sums to 1; float64 only from float64 landmarks in
+    mode `"gaussian"`."""
     valid: Tensor
     """`(..., m)` bool, False where no landmark of the region is usable: that row is 1 / p."""
 
 
 def _check_sizes(name: str, size: tuple[int, int], what: str) -> None:
-    if len(size) != 2 or min(size) < 1:
+    if (
+        not isinstance(size, Sequence)
+        or len(size) != 2
+        or not all(isinstance(number, (int, torch.SymInt)) for number in size)
+        or min(size) < 1
+    ):
         raise ValueError(
-            f"`{name}` must be two positive numbers (height, width) {what}; got {size!r}."
+            f"`{name}` must be two positive whole numbers (height, width) {what}; got {size!r}."
         )
 
 
-def _check_unit(landmarks: Tensor, usable: Tensor, coords: str) -> None:
+def _check_regions(regions: Tensor, num_points: int) -> None:
+    """Refuse a table that is no table of indices. The values are read only where none is traced."""
+    if regions.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"`regions` must hold int32 or int64 indices of landmarks; got {regions.dtype}."
+        )
+    if 0 in regions.shape:
+        raise ValueError(
+            f"`regions` must have at least one region of one landmark; got {tuple(regions.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in regions.aminmax())
+    if high >= num_points:
+        raise ValueError(f"`regions` names landmark {high}, but there are {num_points} landmarks.")
+    if low < -1:
+        raise ValueError(f"`regions` must be padded with -1; got {low}.")
+
+
+def _check_unit(landmarks: Tensor, inside: Tensor, visible: Tensor | None, coords: str) -> None:
     """Refuse normalised coordinates where pixels are meant, and pixels where normalised are.
 
-    Reads the values, so it is left out while a graph is being traced.
+    `inside` has zeros in place of landmarks that are not in the picture. Reads the values, so it is
+    left out while a graph is being traced.
     """
-    if torch.compiler.is_compiling() or not bool(usable.any()):
+    if torch.compiler.is_compiling() or inside.numel() == 0:
         return
-    points = landmarks[usable]
-    if coords == "pixel" and bool((points.abs() < _UNIT_LIMIT).all()):
-        raise ValueError(
-            "`landmarks` are all below 2, which cannot be pixels; pass coords='normalized' if they "
-            "run from 0 to 1, and NaN or visible=False for a face that was not found."
-        )
-    if coords == "normalized" and bool((points.abs() > _UNIT_LIMIT).all()):
-        raise ValueError(
-            "`landmarks` are all above 2, which cannot be normalised; pass coords='pixel' if they "
-            "are in pixels of the image."
-        )
-
-
-def _scatter_points(cell: Tensor, use: Tensor, num_patches: int) -> Tensor:
-    """Mark each region's cells once: `(b, m, j)` cells -> `(b, m, p)` bool."""
-    # Points that do not count go to one extra cell, which is cut off: no loop, no branch.
-    target = torch.where(use, cell, num_patches)
-    marked = torch.zeros(*cell.shape[:2], num_patches + 1, dtype=torch.bool, device=cell.device)
-    return marked.scatter_(2, target, True)[..., :num_patches]
-
-
-def _mark_boxes(column: Tensor, row: Tensor, use: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Mark the bounding box of each region's cells: `(b, m, j)` -> `(b, m, p)` bool."""
-    height, width = grid_size
-
-    def between(index: Tensor, size: int) -> Tensor:
-        low = index.masked_fill(~use, size).amin(-1, keepdim=True)
-        high = index.masked_fill(~use, -1).amax(-1, keepdim=True)
-        steps = torch.arange(size, device=index.device)
-        return (steps >= low) & (steps <= high)
-
-    rows, columns = between(row, height), between(column, width)
-    return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(-2)
+    # One landmark well inside the picture settles it; so it does in nearly every batch.
+    if float(inside.detach().amax()) >= (_UNIT_LIMIT if coords == "pixel" else 1e-6):
+        return
+    size = landmarks.detach().abs()
+    usable = torch.isfinite(size).all(-1)
+    if visible is not None:
+        usable = usable & visible
+    if coords == "pixel":
+        largest = float(torch.where(usable, size.amax(-1), -torch.inf).amax())
+        if -torch.inf < largest < _UNIT_LIMIT:
+            raise ValueError(
+                f"`landmarks` are all below 2, which cannot be pixels; the largest is {largest:g}. "
+                "Pass coords='normalized' if they run from 0 to 1, and NaN or visible=False for a "
+                "face that was not found."
+            )
+    else:
+        smallest = float(torch.where(usable, size.amin(-1), torch.inf).amin())
+        if torch.inf > smallest > _UNIT_LIMIT:
+            raise ValueError(
+                "`landmarks` are all above 2, which cannot be normalised; the smallest is "
+                f"{smallest:g}. Pass coords='pixel' if they are in pixels of the image."
+            )
 
 
 def landmark_patches(
@@ -81,9 +101,10 @@ def landmark_patches(
     image_size: tuple[int, int],
     *,
     visible: Tensor | None = None,
-    mode: Literal["points", "bbox"] = "points",
+    mode: Literal["points", "bbox", "hull", "gaussian"] = "points",
     coords: Literal["pixel", "normalized"] = "pixel",
     ring: int = 0,
+    sigma: float = 0.5,
 ) -> PatchRegions:
     r"""Find the patches under the landmarks of each region, as weights of a mean over patches.
 
@@ -91,9 +112,18 @@ def landmark_patches(
     \text{weights}_{m p} = [p \in P_m] / |P_m| $$
 
     with the grid $h \times w$ and the image $H \times W$. $P_m$ is a set: a patch under five
-    landmarks counts once. Landmarks that are not visible, NaN, infinite or outside the image (its
-    right and lower border belong to it) do not count. A region without any is given all patches,
-    with weight 1 / p, and `valid=False`.
+    landmarks counts once. `"bbox"` adds all patches of the bounding box of $P_m$, `"hull"` those
+    whose centre is inside the convex hull of the patches of $P_m$. `"gaussian"` weighs every patch,
+
+    $$ \text{weights}_{m p} \propto
+    \exp \Big( -\min_{k \in R_m} \|c_p - x_k\|^2 / 2 \sigma^2 \Big) $$
+
+    with the centre $c_p$ of the patch and distances in patches, and has a gradient with respect to
+    the landmarks.
+
+    Landmarks that are not visible, NaN, infinite or outside the image (its right and lower border
+    belong to it) do not count. A region without any is given all patches, with weight 1 / p, and
+    `valid=False`.
 
     Args:
         landmarks: `(..., k, 2)` float32 or float64, x right then y down, in pixels of the image or
@@ -104,20 +134,25 @@ def landmark_patches(
         image_size: Height and width `(H, W)` of the image in pixels; not used if normalised.
         visible: `(..., k)` bool, False for landmarks to leave out.
         mode: `"points"`, the patches under the landmarks (the paper); `"bbox"`, all patches of
-            their bounding box.
+            their bounding box; `"hull"`, all patches of their filled convex hull; `"gaussian"`, a
+            blur around the landmarks.
         coords: `"pixel"` (x from 0 to W) or `"normalized"` (x from 0 to 1).
-        ring: Number of rings of neighbouring patches to add around each region, at least 0.
+        ring: Number of rings of neighbouring patches to add around each region, at least 0. A blur
+            has no border to add them to: `"gaussian"` is widened by `sigma`.
+        sigma: Standard deviation of `"gaussian"` in patches, positive; without meaning elsewhere.
 
     Returns:
         The weights and which regions are valid.
 
     Raises:
-        TypeError: If `landmarks` is not float32 or float64, or `visible` is not bool.
-        ValueError: If a shape or size is wrong, `regions` names a landmark that does not exist, or
-            the coordinates are obviously in the other unit.
+        TypeError: If `landmarks` is not float32 or float64, `regions` does not hold integers, or
+            `visible` is not bool.
+        ValueError: If a shape, size or option is wrong, `regions` names a landmark that does not
+            exist, or the coordinates are obviously in the other unit.
 
     References:
-        Section 3.2 of the paper.
+        Section 3.2 of the paper for `"points"`. The hull is that of whole patches, so that it is
+        found in whole numbers and no rounding moves its border.
 
     Examples:
         >>> landmarks = torch.tensor([[10.0, 10.0], [20.0, 10.0], [200.0, 100.0]])
@@ -125,6 +160,13 @@ def landmark_patches(
         >>> landmark_patches(landmarks, regions, (2, 2), (224, 224)).weights
         tensor([[1., 0., 0., 0.],
                 [0., 1., 0., 0.]])
+        >>> triangle = torch.tensor([[30.0, 5.0], [5.0, 55.0], [55.0, 55.0]])
+        >>> region = torch.tensor([[0, 1, 2]])
+        >>> hull = landmark_patches(triangle, region, (3, 3), (60, 60), mode="hull")
+        >>> (hull.weights > 0).int().view(3, 3)
+        tensor([[0, 1, 0],
+                [1, 1, 1],
+                [1, 1, 1]], dtype=torch.int32)
     """
     check_shapes(landmarks=(landmarks, "... k 2"), regions=(regions, "m j"))
     check_mask("visible", visible)
@@ -133,9 +175,15 @@ def landmark_patches(
             f"`visible` must have shape {tuple(landmarks.shape[:-1])}, one flag per landmark; got "
             f"{tuple(visible.shape)}."
         )
-    check_choice("mode", mode, ("points", "bbox"))
+    check_choice("mode", mode, PATCH_MODES)
     check_choice("coords", coords, ("pixel", "normalized"))
     check_range("ring", ring, 0)
+    check_range("sigma", sigma, 0, open_low=True)
+    if ring and mode == "gaussian":
+        raise ValueError(
+            f"`ring` adds patches to a set, which mode='gaussian' has not; got {ring}. Widen the "
+            "blur by `sigma`."
+        )
     _check_sizes("grid_size", grid_size, "in patches")
     _check_sizes("image_size", image_size, "in pixels")
     if landmarks.dtype not in (torch.float32, torch.float64):
@@ -143,41 +191,45 @@ def landmark_patches(
             "`landmarks` must be float32 or float64, since coarser numbers move points to other "
             f"patches; got {landmarks.dtype}."
         )
-    (grid_h, grid_w), num_patches = grid_size, grid_size[0] * grid_size[1]
-    num_points, num_regions = landmarks.shape[-2], regions.shape[0]
-    if not torch.compiler.is_compiling() and bool((regions >= num_points).any()):
-        raise ValueError(
-            f"`regions` names landmark {int(regions.max())}, but there are {num_points} landmarks."
-        )
+    _check_regions(regions, landmarks.shape[-2])
+    (grid_h, grid_w), num_points = grid_size, landmarks.shape[-2]
     leading = landmarks.shape[:-2]
     points = landmarks.reshape(-1, num_points, 2)
 
-    usable = torch.isfinite(points).all(-1)
-    if visible is not None:
-        usable = usable & visible.reshape(-1, num_points)
-    _check_unit(points, usable, coords)
     extent = (1, 1) if coords == "normalized" else (image_size[1], image_size[0])
-    inside = (points >= 0) & (points <= points.new_tensor(extent))
-    usable = usable & inside.all(-1)
-    # Before any cast to integers: NaN and infinity have no integer. Multiplied before it is
-    # divided, so that a point on the border of two patches is found there exactly.
-    points = torch.where(usable.unsqueeze(-1), points, 0.0)
+    x, y = points.unbind(-1)
+    # NaN and infinity are on neither side of anything, so this excludes them too.
+    usable = (x >= 0) & (x <= extent[0]) & (y >= 0) & (y <= extent[1])
+    seen = None if visible is None else visible.reshape(-1, num_points)
+    if seen is not None:
+        usable = usable & seen
+    given, points = points, torch.where(usable.unsqueeze(-1), points, 0.0)
+    _check_unit(given, points, seen, coords)
+    # Multiplied before it is divided, so that a point on the border of two patches is found there
+    # exactly.
     cells = points * points.new_tensor((grid_w, grid_h)) / points.new_tensor(extent)
-    column = cells[..., 0].floor().long().clamp_(max=grid_w - 1)
-    row = cells[..., 1].floor().long().clamp_(max=grid_h - 1)
 
-    member = regions.clamp(min=0)
-    use = usable[:, member] & (regions >= 0)
-    if mode == "points":
-        marked = _scatter_points((row * grid_w + column)[:, member], use, num_patches)
+    if mode == "gaussian":
+        member = regions.clamp(min=0)
+        use = usable[:, member] & (regions >= 0)
+        valid = use.any(-1)
+        weights = spread_gaussian(cells[:, member], use, grid_size, sigma)
     else:
-        marked = _mark_boxes(column[:, member], row[:, member], use, grid_size)
-    if ring:
-        image = marked.reshape(-1, 1, grid_h, grid_w).to(torch.float32)
-        marked = F.max_pool2d(image, 2 * ring + 1, 1, ring).reshape(marked.shape) > 0
-    count = marked.sum(-1, keepdim=True)
-    valid = count > 0
-    weights = torch.where(valid, marked.to(torch.float32) / count.clamp(min=1), 1.0 / num_patches)
+        column, row = cells.detach().long().unbind(-1)
+        index = row.clamp(max=grid_h - 1) * grid_w + column.clamp(max=grid_w - 1)
+        # One more landmark, which is nowhere, for the places that the table leaves empty.
+        index = F.pad(torch.where(usable, index, -1), (0, 1), value=-1)
+        places = torch.where(regions < 0, num_points, regions)
+        index = index.index_select(1, places.flatten()).view(-1, *regions.shape)
+        valid = index.amax(-1) >= 0
+        mark = {"points": mark_points, "bbox": mark_boxes, "hull": mark_hulls}[mode]
+        marks = mark(index, grid_size)
+        if ring:
+            image = marks.reshape(-1, 1, grid_h, grid_w)
+            marks = F.max_pool2d(image, 2 * ring + 1, 1, ring).reshape(marks.shape)
+        # In place: for long clips, most of the time goes into getting memory.
+        weights = marks.mul_(1 / marks.sum(-1, keepdim=True).clamp(min=1))
+        weights = weights.add_((~valid).unsqueeze(-1) / float(grid_h * grid_w))
     return PatchRegions(
-        weights.view(*leading, num_regions, num_patches), valid.view(*leading, num_regions)
+        weights.view(*leading, *weights.shape[1:]), valid.view(*leading, regions.shape[0])
     )

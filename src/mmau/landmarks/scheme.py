@@ -215,6 +215,82 @@ class LandmarkScheme:
                 matrix[row, point] = weight
         return matrix
 
+    def action_unit_table(self, au_names: Sequence[str] = AU_NAMES) -> Tensor:
+        """Return in which regions each Action Unit shows, as one tensor.
+
+        Args:
+            au_names: The Action Units wanted, in the order of the rows.
+
+        Returns:
+            `(c, m)` bool; a row is False throughout where the scheme says nothing.
+
+        Raises:
+            ValueError: If an Action Unit is unknown.
+
+        Examples:
+            >>> scheme = LandmarkScheme(
+            ...     "two", 2, {"lip": (0,), "chin": (1,)}, action_unit_regions={"AU26": ("chin",)}
+            ... )
+            >>> scheme.action_unit_table(["AU25", "AU26"])
+            tensor([[False, False],
+                    [False,  True]])
+        """
+        for unit in au_names:
+            if unit not in AU_NAMES:
+                raise ValueError(
+                    f"`au_names` has an unknown Action Unit {unit!r}"
+                    f"{did_you_mean(unit, AU_NAMES)} Known: {', '.join(AU_NAMES)}."
+                )
+        rows = [
+            [region in self.action_unit_regions.get(unit, ()) for region in self.regions]
+            for unit in au_names
+        ]
+        return torch.tensor(rows, dtype=torch.bool).view(len(au_names), self.num_regions)
+
+    def subset(self, names: Sequence[str]) -> LandmarkScheme:
+        """Return the same convention with some of its regions.
+
+        Points and derived points stay. The mirror tables stay if every region's mirror image is
+        among those named.
+
+        Args:
+            names: Names of regions, in the order of the new regions axis.
+
+        Returns:
+            A scheme of the same name.
+
+        Raises:
+            ValueError: If a region is unknown or named twice, or none is.
+
+        Examples:
+            >>> scheme = LandmarkScheme("two", 2, {"lip": (0,), "chin": (1,)})
+            >>> scheme.subset(["chin"]).region_names
+            ('chin',)
+        """
+        for name in names:
+            self._known_region("`names`", name)
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"`names` has region {twice!r} twice.")
+        closed = all(self.region_mirror.get(name, name) in names for name in names)
+        units = {
+            unit: tuple(region for region in regions if region in names)
+            for unit, regions in self.action_unit_regions.items()
+        }
+        return LandmarkScheme(
+            self.name,
+            self.num_points,
+            {name: self.regions[name] for name in names},
+            mirror=self.mirror if closed else None,
+            region_mirror={
+                region: image
+                for region, image in self.region_mirror.items()
+                if closed and region in names
+            },
+            derived=self.derived,
+            action_unit_regions={unit: regions for unit, regions in units.items() if regions},
+        )
+
     def flip(self, landmarks: Tensor, width: float) -> Tensor:
         """Return the landmarks of the picture mirrored left to right.
 

@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmau._checks import check_choice, check_range, check_shapes
-from mmau.functional.region_attention import REGION_ATTENTION_IMPLEMENTATIONS, region_attention
+from mmau._checks import check_choice, check_mask, check_range, check_shapes
+from mmau.functional.region_attention import (
+    REGION_ATTENTION_IMPLEMENTATIONS,
+    attention_on_grid,
+    pool_shared_tokens,
+    region_attention,
+    require_region_attention,
+    resolve_region_attention,
+)
 from mmau.functional.region_pooling import region_pooling
 
 __all__ = ["HGA", "HGAOutput"]
@@ -24,6 +31,37 @@ class HGAOutput(NamedTuple):
     attention: Tensor | None
     """`(..., heads, m, p)`, how each region looks at the patches, if asked for; rows sum to 1."""
 
+    def attention_maps(self, grid_size: tuple[int, int]) -> Tensor:
+        """Lay the attention out on the patch grid.
+
+        Args:
+            grid_size: Rows `h` and columns `w` of the grid, in patches.
+
+        Returns:
+            `(..., heads, m, h, w)`, a view of `attention`.
+
+        Raises:
+            ValueError: If the attention was not asked for, or the grid has another number of
+                patches.
+        """
+        if self.attention is None:
+            raise ValueError("there is no attention: call `HGA` with `return_attention=True`.")
+        return attention_on_grid(self.attention, grid_size)
+
+
+def _pooling_rows(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Append the weights of the overall mean, and leave masked patches out of both."""
+    num_frames, _, num_patches = weights.shape
+    if mask is None:
+        even = weights.new_full((num_frames, 1, num_patches), 1 / num_patches)
+        return torch.cat((weights, even), dim=1)
+    usable = mask.unsqueeze(1).to(weights.dtype)
+    even = usable / usable.sum(dim=-1, keepdim=True).clamp_min(1)
+    kept = weights * usable
+    share = kept.sum(dim=-1, keepdim=True)
+    local = torch.where(share > 0, kept / share.where(share > 0, 1.0), even)
+    return torch.cat((local, even), dim=1)
+
 
 class HGA(nn.Module):
     r"""Align each facial region with the whole face: local mean, attention over all patches, MLP.
@@ -34,14 +72,17 @@ class HGA(nn.Module):
     with $f^{loc}$ and $f^{glob}$ of `region_pooling`. The MLP has one hidden layer with GELU. Its
     first matrix is kept as three, one for each part of the concatenation, so that nothing is
     concatenated and the global part is computed once per frame. The keys have no bias: no output
-    depends on it.
+    depends on it. Both means are one matrix product, and the gradients of means, keys and values
+    with respect to the patch tokens are added up in one buffer.
 
     Args:
         d_visual: Width of the patch tokens.
         d_model: Width `d` of the region tokens and of the attention.
         num_heads: Number of attention heads, a divisor of `d_model`.
         d_hidden: Width of the hidden layer of the MLP; `d_model` if left out.
-        attention: `"folded"`, `"sdpa"`, or `"auto"` (fewer multiply-adds); all three are exact.
+        attention: `"folded"`, `"sdpa"`, `"flash"` (flash-attn: CUDA, half precision), or `"auto"`:
+            `"folded"` or `"sdpa"`, whichever needs fewer multiply-adds at the number of regions and
+            patches. All are exact. `print` shows what `"auto"` chose.
 
     Shape:
         - patch_tokens: `(..., p, d_visual)`, without CLS or register tokens
@@ -51,6 +92,7 @@ class HGA(nn.Module):
     Raises:
         ValueError: If a width is not positive, the heads do not divide `d_model`, or the attention
             is unknown.
+        MissingDependencyError: If the attention is `"flash"` and flash-attn is not installed.
 
     References:
         Section 3.2 of the paper, which has `d_visual = d_model = 768`. A wider encoder, such as
@@ -60,8 +102,8 @@ class HGA(nn.Module):
         >>> hga = HGA(d_visual=32, d_model=16, num_heads=4)
         >>> weights = torch.full((2, 13, 9), 1 / 9)
         >>> out = hga(torch.randn(2, 9, 32), weights, return_attention=True)
-        >>> out.tokens.shape, out.attention.shape
-        (torch.Size([2, 13, 16]), torch.Size([2, 4, 13, 9]))
+        >>> out.tokens.shape, out.attention.shape, out.attention_maps((3, 3)).shape
+        (torch.Size([2, 13, 16]), torch.Size([2, 4, 13, 9]), torch.Size([2, 4, 13, 3, 3]))
     """
 
     def __init__(
@@ -86,6 +128,8 @@ class HGA(nn.Module):
             )
         self.d_visual, self.d_model, self.d_hidden = d_visual, d_model, d_hidden
         self.num_heads, self.attention = num_heads, attention
+        self._chosen: dict[tuple[int, int], str] = {}
+        require_region_attention(attention)
         self.to_query = nn.Linear(d_visual, d_model)
         self.to_key = nn.Linear(d_visual, d_model, bias=False)
         self.to_value = nn.Linear(d_visual, d_model)
@@ -153,42 +197,95 @@ class HGA(nn.Module):
         return hga
 
     def forward(
-        self, patch_tokens: Tensor, weights: Tensor, *, return_attention: bool = False
+        self,
+        patch_tokens: Tensor,
+        weights: Tensor,
+        *,
+        mask: Tensor | None = None,
+        return_attention: bool = False,
     ) -> HGAOutput:
         """Align the regions of each frame.
 
         Args:
             patch_tokens: `(..., p, d_visual)`.
             weights: `(..., m, p)`, rows sum to 1, same leading axes.
+            mask: `(..., p)` bool, true where a patch may be used, or `None`. The others have no
+                influence and get no gradient, even if they are NaN; a region without any usable
+                patch falls back to the overall mean.
             return_attention: Whether to return the attention, too.
 
         Returns:
             Region tokens, and the attention or `None`.
 
         Raises:
+            TypeError: If the mask is not boolean.
             ValueError: If a shape is wrong; names CLS or register tokens if there are a few too
                 many tokens for the grid.
         """
         check_shapes(
-            patch_tokens=(patch_tokens, "... p d_visual"), sizes={"d_visual": self.d_visual}
+            patch_tokens=(patch_tokens, "... p d_visual"),
+            mask=(mask, "... p"),
+            sizes={"d_visual": self.d_visual},
         )
-        local, overall = region_pooling(patch_tokens, weights)
+        check_mask("mask", mask)
+        region_pooling(patch_tokens[..., :0], weights)  # explains weights that do not fit
+        if mask is not None and mask.shape != patch_tokens.shape[:-1]:
+            raise ValueError(
+                "`mask` must have one value for each patch, "
+                f"{tuple(patch_tokens.shape[:-1])}; got {tuple(mask.shape)}."
+            )
+        *leading, num_regions, num_patches = weights.shape
+        num_frames = math.prod(leading)
+        tokens = patch_tokens.reshape(num_frames, num_patches, self.d_visual)
+        device = tokens.device.type
+        if torch.is_autocast_enabled(device) and tokens.dtype != torch.float64:
+            tokens = tokens.to(torch.get_autocast_dtype(device))  # once for all that read them
+        if mask is not None:
+            mask = mask.reshape(num_frames, num_patches)
+            tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)
+        rows = _pooling_rows(weights.reshape(num_frames, num_regions, num_patches), mask)
+        pooled, tokens = pool_shared_tokens(tokens, rows.to(tokens.dtype))
+        local, overall = torch.split(pooled, [num_regions, 1], dim=1)
+        local = local.contiguous()
         context, attention = region_attention(
             self.to_query(local),
-            patch_tokens,
+            tokens,
             self.to_key.weight,
             self.to_value.weight,
             self.to_value.bias,
             num_heads=self.num_heads,
-            implementation=self.attention,
+            mask=mask,
+            implementation=self._implementation(num_regions, num_patches),
             return_attention=return_attention,
         )
         hidden = (
             self.hidden_attended(self.to_output(context))
             + self.hidden_local(local)
-            + self.hidden_overall(overall).unsqueeze(-2)
+            + self.hidden_overall(overall)
         )
-        return HGAOutput(self.to_token(F.gelu(hidden)), attention)
+        out = self.to_token(F.gelu(hidden)).reshape(*leading, num_regions, self.d_model)
+        if attention is not None:
+            attention = attention.reshape(*leading, *attention.shape[1:])
+        return HGAOutput(out, attention)
+
+    def _implementation(self, num_regions: int, num_patches: int) -> str:
+        """Decide once for each number of regions and patches, and remember it for `print`."""
+        if self.attention != "auto":
+            return self.attention
+        key = (num_regions, num_patches)
+        if key in self._chosen:
+            return self._chosen[key]
+        chosen = resolve_region_attention(
+            "auto",
+            num_queries=num_regions,
+            num_tokens=num_patches,
+            d_model=self.d_model,
+            d_visual=self.d_visual,
+            num_heads=self.num_heads,
+        )
+        if not torch.compiler.is_compiling():  # a trace must not depend on what it has written
+            self._chosen[key] = chosen
+        return chosen
 
     def extra_repr(self) -> str:
         """Widths and attention, as `print` shows them."""
@@ -197,9 +294,13 @@ class HGA(nn.Module):
             surplus = self.num_heads * self.d_visual - self.d_model
             # The number of regions at which folding stops to pay on a large grid.
             bound = (
-                f" up to {self.d_model * self.d_visual // surplus} regions" if surplus > 0 else ""
+                f" up to {self.d_model * self.d_visual // surplus} regions of a large grid"
+                if surplus > 0
+                else ""
             )
             shown = f"auto: folded{bound}"
+            for (num_regions, num_patches), chosen in self._chosen.items():
+                shown += f"; {chosen} for {num_regions} regions of {num_patches} patches"
         return (
             f"d_visual={self.d_visual}, d_model={self.d_model}, num_heads={self.num_heads}, "
             f"d_hidden={self.d_hidden}, attention={shown!r}"

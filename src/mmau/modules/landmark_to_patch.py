@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
-from mmau.functional.landmark_patches import PatchRegions, landmark_patches
+from mmau.functional.landmark_patches import PATCH_MODES, PatchRegions, landmark_patches
 from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
 
 __all__ = ["LandmarkToPatch"]
@@ -43,11 +43,13 @@ class LandmarkToPatch(nn.Module):
     Args:
         regions: Name of a landmark scheme (`"ibug68"`, `"mediapipe468"`), a `LandmarkScheme`, or a
             table of region names to landmark indices.
-        mode: `"points"`, the patches under the landmarks (the paper), or `"bbox"`, the patches of
-            each region's bounding box.
+        mode: `"points"`, the patches under the landmarks (the paper); `"bbox"`, the patches of
+            each region's bounding box; `"hull"`, those of its filled convex hull; `"gaussian"`, a
+            blur around the landmarks that has a gradient with respect to them.
         coords: `"pixel"`, x from 0 to W, or `"normalized"`, x from 0 to 1. The origin is the
             top-left corner of the top-left pixel.
-        ring: Number of rings of neighbouring patches to add around each region.
+        ring: Number of rings of neighbouring patches to add around each region; not for a blur.
+        sigma: Standard deviation of `"gaussian"` in patches, positive.
 
     Shape:
         - landmarks: `(..., k, 2)`, x right then y down
@@ -72,26 +74,42 @@ class LandmarkToPatch(nn.Module):
 
     regions: Tensor
     _derived_bits: Tensor
+    _derived_parts: Tensor
 
     def __init__(
         self,
         regions: str | LandmarkScheme | Mapping[str, Sequence[int]] = "ibug68",
         *,
-        mode: Literal["points", "bbox"] = "points",
+        mode: Literal["points", "bbox", "hull", "gaussian"] = "points",
         coords: Literal["pixel", "normalized"] = "pixel",
         ring: int = 0,
+        sigma: float = 0.5,
     ) -> None:
         super().__init__()
-        check_choice("mode", mode, ("points", "bbox"))
+        check_choice("mode", mode, PATCH_MODES)
         check_choice("coords", coords, ("pixel", "normalized"))
         check_range("ring", ring, 0)
+        check_range("sigma", sigma, 0, open_low=True)
+        if ring and mode == "gaussian":
+            raise ValueError(
+                f"`ring` adds patches to a set, which mode='gaussian' has not; got {ring}. Widen "
+                "the blur by `sigma`."
+            )
         self.scheme = _resolve(regions)
-        self.mode, self.coords, self.ring = mode, coords, ring
+        self.mode, self.coords, self.ring, self.sigma = mode, coords, ring, sigma
         self.register_buffer("regions", self.scheme.region_table(), persistent=False)
+        matrix = self.scheme.derived_matrix()
+        most = int((matrix != 0).sum(-1).amax()) if len(matrix) else 0
+        # Not a product with the matrix: where a user allows fast matrix products, it would round.
+        parts = matrix.abs().topk(most).indices
+        weights = matrix.gather(1, parts)
+        # Places without a weight name the first point again, which the derived one needs anyway.
+        self.register_buffer(
+            "_derived_parts", torch.where(weights != 0, parts, parts[:, :1]), persistent=False
+        )
         # As the bits of float32, since `.half()` and `.to(torch.bfloat16)` round every buffer of
         # floats, and a rounded weight moves the point to another patch.
-        bits = self.scheme.derived_matrix().view(torch.int32)
-        self.register_buffer("_derived_bits", bits, persistent=False)
+        self.register_buffer("_derived_bits", weights.view(torch.int32), persistent=False)
 
     @property
     def num_regions(self) -> int:
@@ -140,7 +158,7 @@ class LandmarkToPatch(nn.Module):
                 f"`visible` must have shape {tuple(landmarks.shape[:-1])}, one flag per landmark; "
                 f"got {tuple(visible.shape)}."
             )
-        if self._derived_bits.shape[0]:
+        if len(self._derived_parts):
             landmarks, visible = self._append_derived(landmarks, visible)
         return landmark_patches(
             landmarks,
@@ -151,24 +169,23 @@ class LandmarkToPatch(nn.Module):
             mode=self.mode,
             coords=self.coords,
             ring=self.ring,
+            sigma=self.sigma,
         )
 
-    def _append_derived(self, landmarks: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add the derived points and say which of all points are known."""
-        known = torch.isfinite(landmarks).all(-1)
+    def _append_derived(
+        self, landmarks: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add the derived points; one that is made of an unknown point is unknown, too."""
+        weights = self._derived_bits.view(torch.float32).to(landmarks.dtype)
+        derived = (landmarks[..., self._derived_parts, :] * weights.unsqueeze(-1)).sum(-2)
         if visible is not None:
-            known = known & visible
-        matrix = self._derived_bits.view(torch.float32).to(landmarks.dtype)
-        with torch.autocast(landmarks.device.type, enabled=False):
-            # A NaN times a weight of zero is NaN: unknown points are set to zero first.
-            derived = matrix @ torch.where(known.unsqueeze(-1), landmarks, 0.0)
-        needed = matrix != 0
-        derived_known = (known.unsqueeze(-2) | ~needed).all(-1)
-        return torch.cat((landmarks, derived), -2), torch.cat((known, derived_known), -1)
+            visible = torch.cat((visible, visible[..., self._derived_parts].all(-1)), -1)
+        return torch.cat((landmarks, derived), -2), visible
 
     def extra_repr(self) -> str:
         """Scheme and options, as `print` shows them."""
+        width = f"sigma={self.sigma:g}" if self.mode == "gaussian" else f"ring={self.ring}"
         return (
             f"{self.scheme.name!r}, num_regions={self.num_regions}, mode={self.mode!r}, "
-            f"coords={self.coords!r}, ring={self.ring}"
+            f"coords={self.coords!r}, {width}"
         )

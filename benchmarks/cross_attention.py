@@ -1,0 +1,239 @@
+"""Measure cross-attention in a window of time: block by block against all pairs.
+
+    python benchmarks/cross_attention.py        # two minutes on one idle core
+    python benchmarks/cross_attention.py --quick
+
+prints a table, says which demands are met and where they would not be, and (unless `--quick`)
+writes `benchmarks/results/cross_attention*.json`. Both ways compute the same from the same inputs:
+frames at 25 Hz, sound at 50 Hz, a window of one second, eight heads. "attention" is the function,
+"module" adds the four projections, which cost the same in both ways and so lower the ratio the more
+the wider they are. CPU time on one thread, the smallest of several runs taken in turns within one
+process. Memory is the peak resident size of a fresh process for each case beyond its inputs,
+outputs and gradients included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import _high_water, smallest_times, stamp
+from selective_scan import show, write
+from torch import Tensor
+
+from mmau.functional import windowed_attention
+from mmau.modules import AsymmetricCrossAttention
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+HEADS, WINDOW = 8, 1.0
+WAYS = ("dense", "local")
+KINDS = (("forward", False), ("forward+backward", True))
+CASES = (
+    {"b": 1, "t": 3000, "d": 256, "a": 256},
+    {"b": 1, "t": 3000, "d": 768, "a": 256},
+    {"b": 16, "t": 256, "d": 256, "a": 256},
+    {"b": 1, "t": 750, "d": 256, "a": 256},
+)
+DEMANDED = CASES[0]
+
+
+def build(
+    what: str, way: str, size: dict[str, int], dtype: torch.dtype = torch.float32
+) -> tuple[Callable[..., Tensor], list[Tensor], list[Tensor]]:
+    """Return what to run, its inputs, and the parameters that get a gradient too."""
+    generator = torch.Generator().manual_seed(0)
+    b, t, d, a = size.values()
+    s = 2 * t
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    video = (torch.arange(t, dtype=torch.float64) / 25).expand(b, t)
+    audio = (torch.arange(s, dtype=torch.float64) / 50 + 199.5 / 16000).expand(b, s)
+    if what == "module":
+        torch.manual_seed(0)
+        module = AsymmetricCrossAttention(d, a, HEADS, window=WINDOW, implementation=way)
+        module = module.to(dtype)
+
+        def run(visual: Tensor, sound: Tensor) -> Tensor:
+            return module(visual, sound, video, audio)
+
+        return run, [normal(b, t, d), normal(b, s, a)], list(module.parameters())
+    attention = functools.partial(
+        windowed_attention,
+        query_time=video,
+        key_time=audio,
+        window=WINDOW,
+        slopes=4.0 * 2.0 ** -torch.arange(HEADS, dtype=dtype),
+        implementation=way,
+    )
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, null: Tensor) -> Tensor:
+        return attention(query, key, value, null_key=null, null_value=null)
+
+    return attend, [normal(b, t, d), normal(b, s, d), normal(b, s, d), normal(d)], []
+
+
+def once(
+    run: Callable[..., Tensor], inputs: list[Tensor], parameters: list[Tensor], *, backward: bool
+) -> list[Tensor]:
+    """Run without gradients, or with the gradients of everything."""
+    if backward:
+        out = run(*inputs)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        return [out, *torch.autograd.grad((out * weight).sum(), [*inputs, *parameters])]
+    with torch.no_grad():
+        return [run(*inputs)]
+
+
+def memory_here(case: Row) -> int:
+    """Return by how many kilobytes one call raised the resident size of this fresh process."""
+    small = {**case["size"], "b": 1, "t": 100}
+    once(*build(case["what"], case["way"], small), backward=case["backward"])
+    given = build(case["what"], case["way"], case["size"])
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _high_water()
+    once(*given, backward=case["backward"])
+    return _high_water() - before
+
+
+def memory(what: str, way: str, size: dict[str, int], *, backward: bool) -> float:
+    """Return the peak of one call in megabytes, from a process of its own."""
+    case = json.dumps({"what": what, "way": way, "size": size, "backward": backward})
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory-case", case],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {case} failed: {done.stderr}")
+    return float(done.stdout.strip().splitlines()[-1]) / 1024
+
+
+def measure(cases: tuple[dict[str, int], ...], repeats: int) -> list[Row]:
+    """Measure time and memory of both ways."""
+    rows = []
+    for size in cases:
+        for what in ("attention", "module"):
+            built = {way: build(what, way, size) for way in WAYS}
+            for kind, backward in KINDS:
+                times = smallest_times(
+                    {
+                        way: functools.partial(once, *given, backward=backward)
+                        for way, given in built.items()
+                    },
+                    repeats=repeats,
+                    budget=12.0,
+                )
+                used = {way: memory(what, way, size, backward=backward) for way in WAYS}
+                rows.append(
+                    {
+                        "what": what,
+                        "size": size,
+                        "kind": kind,
+                        **{f"{way}, ms": 1e3 * times[way] for way in WAYS},
+                        "times faster": times["dense"] / times["local"],
+                        **{f"{way}, MB": used[way] for way in WAYS},
+                        "part of the memory": used["local"] / used["dense"],
+                    }
+                )
+    return rows
+
+
+def largest_difference() -> float:
+    """Return the largest difference of outputs and gradients of the two ways, in float64."""
+    size = {"b": 2, "t": 600, "d": 64, "a": 32}
+    results = [
+        once(*build("module", way, size, dtype=torch.float64), backward=True) for way in WAYS
+    ]
+    return max(
+        float(((one - other).abs().max() / one.abs().max()).detach())
+        for one, other in zip(*results, strict=True)
+    )
+
+
+def demands(rows: list[Row]) -> list[Row]:
+    """Hold what was measured against what was asked for."""
+    asked = []
+
+    def add(what: str, demand: str, measured: float, met: bool) -> None:
+        asked.append(
+            {
+                "what": what,
+                "demand": demand,
+                "measured": measured,
+                "met": "yes" if met else "MISSED",
+            }
+        )
+
+    for row in rows:
+        if row["size"] != DEMANDED:
+            continue
+        label = f"{row['what']}, {row['kind']}, {DEMANDED['t']} frames, width {DEMANDED['d']}"
+        faster, part = row["times faster"], row["part of the memory"]
+        add(f"{label}: times faster than all pairs", ">= 10", faster, faster >= 10)
+        add(f"{label}: part of its memory", "<= 0.1", part, part <= 0.1)
+    difference = largest_difference()
+    add(
+        "largest relative difference, float64, gradients too",
+        "<= 1e-12",
+        difference,
+        difference <= 1e-12,
+    )
+    return asked
+
+
+def below(rows: list[Row]) -> list[str]:
+    """Say where the ratios of the demands are not reached."""
+    return [
+        f"{row['what']} at {tuple(row['size'].values())}, {row['kind']}: "
+        f"{row['times faster']:.1f} times faster with {row['part of the memory']:.2f} of the memory"
+        for row in rows
+        if row["times faster"] < 10 or row["part of the memory"] > 0.1
+    ]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one size, no files")
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--memory-case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory_case:
+        print(memory_here(json.loads(arguments.memory_case)))
+        return
+    where = stamp()
+    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in where.items()))
+    rows = measure(CASES[:1] if arguments.quick else CASES, 3 if arguments.quick else 5)
+    show("Cross-attention; sizes are (b, t, d, a), twice as many features of sound as frames", rows)
+    asked = demands(rows)
+    show("Demands", asked)
+    print("\nBelow 10 times or above a tenth\n  " + ("\n  ".join(below(rows)) or "nowhere"))
+    folder = arguments.output or (None if arguments.quick else RESULTS)
+    if folder is None:
+        return
+    note = (
+        "CPU time of one thread, the smallest of several runs taken in turns in one process; "
+        "memory is the peak of one fresh process beyond the inputs. A module has projections that "
+        "cost the same in both ways."
+    )
+    write(folder / "cross_attention.json", "Cross-attention: demands", note, where, asked)
+    write(folder / "cross_attention_cases.json", "Cross-attention: cases", note, where, rows)
+
+
+if __name__ == "__main__":
+    main()
