@@ -27,10 +27,12 @@ SAME_FLOOR = {
     ("functional", "landmarks"),
     ("calibration", "metrics"),
     ("data", "media"),  # preparing a trial reads a video
+    ("training", "models"),  # the planner builds the detector that it counts
 }
 HEAVY = {
     "av", "cv2", "huggingface_hub", "matplotlib", "mediapipe", "pandas", "peft", "rich", "scipy",
-    "skimage", "sklearn", "torchaudio", "torchvision", "transformers", "tyro",
+    "onnxruntime", "skimage", "sklearn", "torchaudio", "torchvision", "transformers", "tyro",
+    "uniface",
 }  # fmt: skip
 
 

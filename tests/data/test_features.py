@@ -1,24 +1,17 @@
 import json
-import multiprocessing
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from mmau.data import features
+from mmau.data._trial_writer import open_trial
 from mmau.data.features import (
     CacheError,
-    PreparationError,
+    DiskFullError,
     PreparedTrial,
     load_trial,
-    prepare_dataset,
     prepare_video,
     save_trial,
     source_fingerprint,
@@ -94,7 +87,8 @@ def small_trial(**changes):
 
 
 def assert_same(one, other):
-    for name in ("crops", "landmarks", "valid", "confidence", "timestamps", "waveform"):
+    arrays = ("crops", "landmarks", "valid", "confidence", "timestamps", "waveform", "boxes")
+    for name in (*arrays, "face_ids"):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
         if a is not None:
@@ -168,7 +162,22 @@ def test_progress_counts_frames(clip):
     [
         ({"crop_size": 2}, ValueError, "`crop_size` must be in"),
         ({"detector": "mediapip"}, LookupError, "no face detector named 'mediapip'; did you mean"),
-        ({"select": "big"}, ValueError, "`select` must be one of"),
+        ({"face": "big"}, ValueError, "`face` must be one of 'largest', 'left', 'right', 'all'"),
+        ({"face": -1}, ValueError, "`face` must be in"),
+        ({"face": True}, TypeError, "`face` must be a word or the number of a person; got True"),
+        ({"face": "all"}, ValueError, "`face='all'` gives one trial per person, so it needs"),
+        ({"landmarks": "dlib"}, LookupError, "no landmark extractor named 'dlib'"),
+        (
+            {"detector_options": {"min_scor": 1}},
+            TypeError,
+            "face detector 'mediapipe' takes no option 'min_scor'; did you mean 'min_score'",
+        ),
+        (
+            {"landmark_options": {"path": "a"}},
+            TypeError,
+            "landmark extractor 'mediapipe' takes no option 'path'",
+        ),
+        ({"file": "talk.npz"}, ValueError, r"`file` must end in \.safetensors; got 'talk\.npz'"),
     ],
 )
 def test_wrong_options_are_refused(clip, options, error, message):
@@ -183,15 +192,27 @@ def test_a_missing_video_is_named_before_models_are_loaded(tmp_path):
 
 def test_the_arrays_of_a_trial_must_fit_together():
     with pytest.raises(ValueError, match=r"`valid` must be bool \(3\); got bool \(4,\)"):
-        small_trial(valid=np.ones(4, bool))
+        small_trial(valid=np.ones(4, bool), face_ids=np.zeros(3, np.int32))
     with pytest.raises(ValueError, match=r"`timestamps` must be float64 \(3\); got float32 \(3,\)"):
         small_trial(timestamps=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"`boxes` must be float32 \(3, 4\); got float32 \(2, 4\)"):
+        small_trial(boxes=np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"`waveform` must be float32 \(n,\); got float64"):
         small_trial(waveform=np.zeros(3))
 
 
 # ---------------------------------------------------------------------- one file
-@pytest.mark.parametrize("changes", [{}, {"waveform": None}, {"num_frames_announced": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"waveform": None},
+        {"waveform": np.zeros(0, np.float32)},
+        {"num_frames_announced": None},
+        {"crops": np.full((3, 9, 9, 3), 7, np.uint8)},  # not a multiple of eight bytes
+        {"face_ids": np.array([4, -1, 4], np.int32), "boxes": np.ones((3, 4), np.float32)},
+    ],
+)
 def test_a_trial_comes_back_as_it_was(tmp_path, changes):
     saved = small_trial(**changes)
     path = save_trial(saved, tmp_path / "new" / "a.safetensors")
@@ -199,13 +220,16 @@ def test_a_trial_comes_back_as_it_was(tmp_path, changes):
     assert os.listdir(path.parent) == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"waveform": None}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"waveform": None}, {"crops": np.full((3, 9, 9, 3), 7, np.uint8)}]
+)
 def test_a_memory_mapped_trial_is_the_same_and_is_not_written_to(tmp_path, changes):
     path = save_trial(small_trial(**changes), tmp_path / "a.safetensors")
     before = path.read_bytes()
     mapped = load_trial(path, memory_map=True)
     assert isinstance(mapped.crops, np.memmap)
     assert_same(mapped, small_trial(**changes))
+    assert all(part.flags.aligned for part in vars(mapped).values() if isinstance(part, np.ndarray))
     mapped.crops[:] = 0
     assert path.read_bytes() == before
 
@@ -218,7 +242,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        DiskFullError, match=r"^the disk is full; this file was not written: .*a\.safetensors$"
+    ):
         save_trial(small_trial(name="b"), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
@@ -286,107 +312,55 @@ def test_a_fingerprint_changes_with_the_source(tmp_path):
     assert json.loads(third)["source_bytes"] == 5
 
 
-# ---------------------------------------------------------------------- many videos
-def test_a_second_run_does_nothing_and_a_changed_source_is_refused(tmp_path, clip, monkeypatch):
-    video = tmp_path / "v.mp4"
-    video.write_bytes(clip.read_bytes())
-    seen = []
-    files = prepare_dataset(
-        {"deep/v": video}, tmp_path / "out", crop_size=16, progress=lambda *x: seen.append(x)
-    )
-    assert files == {"deep/v": tmp_path / "out" / "deep" / "v.safetensors"}
-    assert seen == [(0, 1), (1, 1)]
-    assert load_trial(files["deep/v"]).name == "deep/v"
-
-    def refuse(*args, **options):
-        raise AssertionError("prepared again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(features, "_prepare", refuse)
-        assert prepare_dataset({"deep/v": video}, tmp_path / "out", crop_size=16) == files
-    os.utime(video, ns=(1, 1))
-    with pytest.raises(CacheError, match=r"source_modified_ns was .*`overwrite=True` replaces it"):
-        prepare_dataset({"deep/v": video}, tmp_path / "out", crop_size=16)
-    prepare_dataset({"deep/v": video}, tmp_path / "out", crop_size=16, overwrite=True)
+# ---------------------------------------------------------------------- one file, row by row
+def test_a_video_prepared_into_a_file_is_the_one_prepared_in_memory(tmp_path, clip, trial):
+    written = prepare_video(clip, crop_size=48, file=tmp_path / "talk.safetensors", name="clip")
+    assert isinstance(written.crops, np.memmap)
+    assert_same(written, trial)
+    fingerprint = source_fingerprint(clip, crop_size=48, detector="mediapipe", name="clip")
+    assert_same(load_trial(tmp_path / "talk.safetensors", fingerprint=fingerprint), trial)
+    # The bytes are those of save_trial, so that there is one format and not two.
+    again = save_trial(trial, tmp_path / "again.safetensors", fingerprint=fingerprint)
+    other = (tmp_path / "talk.safetensors").read_bytes()
+    assert again.read_bytes()[1 << 16 :] == other[1 << 16 :]
 
 
-def test_one_broken_video_does_not_stop_the_others(tmp_path, clip):
-    (tmp_path / "text.mp4").write_text("no video " * 99)
-    videos = {"text": tmp_path / "text.mp4", "gone": tmp_path / "gone.mp4", "good": clip}
-    with pytest.raises(PreparationError, match=r"^2 of 3 videos could not be prepared: ") as caught:
-        prepare_dataset(videos, tmp_path / "out", crop_size=16)
-    assert set(caught.value.failures) == {"text", "gone"}
-    assert "no such file" in caught.value.failures["gone"]
-    assert list(caught.value.prepared) == ["good"]
-    assert os.listdir(tmp_path / "out") == ["good.safetensors"]
-
-
-def test_several_processes_are_spawned_and_give_the_same_files(tmp_path, clip, monkeypatch):
-    """A forked MediaPipe hangs, so the start method is not left to the platform."""
-    started = []
-    monkeypatch.setattr(
-        features,
-        "get_context",
-        lambda kind: started.append(kind) or multiprocessing.get_context(kind),
-    )
-    videos = dict.fromkeys("abc", clip)
-    one = prepare_dataset(videos, tmp_path / "one", crop_size=16, jobs=1)
-    assert started == []
-    two = prepare_dataset(videos, tmp_path / "two", crop_size=16, jobs=2)
-    assert started == ["spawn"]
-    for name in videos:
-        assert_same(load_trial(one[name]), load_trial(two[name]))
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, clip):
-    script = (
-        "import sys; from mmau.data.features import prepare_dataset\n"
-        "videos = {f'v{i:02}': sys.argv[1] for i in range(40)}\n"
-        "prepare_dataset(videos, sys.argv[2], crop_size=16)"
-    )
-    out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", script, clip, out])
-    while len(list(out.glob("*.safetensors"))) < 3:
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    before = {file: file.stat().st_mtime_ns for file in out.glob("*.safetensors")}
-    assert 3 <= len(before) < 40
-    files = prepare_dataset({f"v{i:02}": clip for i in range(40)}, out, crop_size=16)
-    reference = prepare_video(clip, crop_size=16)
-    for name, file in files.items():
-        assert_same(load_trial(file), replace(reference, name=name))
-    assert {file: file.stat().st_mtime_ns for file in before} == before
-
-
-@pytest.mark.parametrize("name", ["../up", "/abs", ""])
-def test_a_name_stays_in_the_folder(tmp_path, clip, name):
-    with pytest.raises(
-        ValueError, match=f"must stay inside the folder; got {re.escape(repr(name))}"
+def test_rows_of_a_file_must_follow_one_another(tmp_path):
+    with (
+        pytest.raises(ValueError, match="the next chunk must start at frame 0; got 1"),
+        open_trial(tmp_path / "a.safetensors", 8) as writer,
     ):
-        prepare_dataset({name: clip}, tmp_path)
+        writer.add(small_trial().rows(1, 3))
+    with (
+        pytest.raises(
+            ValueError, match=r"rows of a trial must have shape \(16, 16, 3\); got \(8, 8"
+        ),
+        open_trial(tmp_path / "a.safetensors", 16) as writer,
+    ):
+        writer.add(small_trial().rows(0, 3))
+    assert os.listdir(tmp_path) == []
 
 
-def test_wrong_numbers_are_refused(tmp_path, clip):
-    with pytest.raises(ValueError, match="`jobs` must be in"):
-        prepare_dataset({"a": clip}, tmp_path, jobs=0)
-    with pytest.raises(ValueError, match="`crop_size` must be in"):
-        prepare_dataset({"a": clip}, tmp_path, crop_size=1)
+def test_sentences_that_fill_the_header_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"names and warnings of the trial need \d+ bytes"):
+        save_trial(small_trial(warnings=("x" * 70000,)), tmp_path / "a.safetensors")
+    assert os.listdir(tmp_path) == []
 
 
-def test_a_killed_worker_is_reported(monkeypatch, tmp_path, clip):
-    class Broken:
-        def __init__(self, *args, **options):
-            pass
-
-        def submit(self, *args):
-            raise features.BrokenProcessPool("gone")
-
-        def shutdown(self, **options):
-            pass
-
-    monkeypatch.setattr(features, "ProcessPoolExecutor", Broken)
-    with pytest.raises(RuntimeError, match=r"a worker process died, .* finished files are kept"):
-        prepare_dataset({"a": clip, "b": clip}, tmp_path, jobs=2)
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):
+    dead = tmp_path / ".a.12.partial.safetensors"
+    dead.write_bytes(b"half")
+    other = tmp_path / ".b.12.partial.safetensors"
+    other.write_bytes(b"of another trial")
+    with open_trial(tmp_path / "a.safetensors", 8) as living:
+        held = set(os.listdir(tmp_path)) - {other.name}
+        assert len(held) == 1
+        assert dead.name not in held
+        held.copy().pop()
+        os.rename(tmp_path / next(iter(held)), dead)  # as if it belonged to another process
+        with open_trial(tmp_path / "a.safetensors", 8) as second:
+            assert dead.exists()
+            second.finish(fingerprint="", has_sound=False, about=small_trial().about())
+        os.rename(dead, tmp_path / next(iter(held)))
+        living.finish(fingerprint="", has_sound=False, about=small_trial().about())
+    assert sorted(os.listdir(tmp_path)) == [other.name, "a.safetensors"]

@@ -129,4 +129,3 @@ def test_registered_audio_encoders_share_one_shape(name):
     assert times.dtype == torch.float64
     assert (times.diff(dim=1) > 0).all()
     assert mask.dtype == torch.bool
-    assert set(AUDIO_ENCODERS) == {"log_mel", "tiny_wavlm", "wavlm"}

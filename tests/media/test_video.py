@@ -25,16 +25,28 @@ def brightness(frame):
     return float(frame.image[height // 2 :, width // 2 :].mean())
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi"])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("clip.mp4", "libx264"),
+        ("clip.mkv", "libx264"),
+        ("clip.avi", "mpeg4"),
+        ("clip.webm", "libvpx-vp9"),
+        ("clip.mkv", "ffv1"),
+        ("clip.mpg", "mpeg2video"),
+        ("clip.ts", "libx264"),
+    ],
+)
 def test_every_frame_comes_once_in_order_with_its_time(
-    tmp_path, write_video, numbered_frames, name
+    tmp_path, write_video, numbered_frames, name, codec
 ):
     images = numbered_frames(30)
-    codec = "mpeg4" if name.endswith("avi") else "libx264"
     path = write_video(tmp_path / name, images, np.arange(30) / 30, codec=codec)
     frames, reader = read(path)
     assert [frame.index for frame in frames] == list(range(30))
-    np.testing.assert_allclose([frame.time for frame in frames], np.arange(30) / 30, atol=1e-3)
+    start = frames[0].time if name.endswith("mpg") else 0.0  # whose clock does not start at zero
+    times = [frame.time - start for frame in frames]
+    np.testing.assert_allclose(times, np.arange(30) / 30, atol=1e-3)
     # Video levels and compression move greys by a few steps; neighbours are 4 apart.
     np.testing.assert_allclose([brightness(f) for f in frames], images[:, -1, -1, 0], atol=1.9)
     assert all(frame.image.dtype == np.uint8 for frame in frames)
@@ -162,7 +174,12 @@ def test_damaged_bytes_are_counted_and_the_rest_is_read(tmp_path, write_video):
     path.write_bytes(data)
     frames, reader = read(path)
     assert 10 < len(frames) <= 40
-    assert reader.num_damaged_packets == 0 or "damaged packet" in reader.warnings[0]
+    assert reader.incomplete
+    said = " ".join(reader.warnings)
+    assert reader.num_damaged_packets == 0 or "damaged packet(s) left out: " in said
+    assert f"{reader.num_damaged_frames} of {len(frames)} frames are damaged, the decoder" in said
+    with pytest.raises(MediaError, match=r"dirty\.mkv"):
+        read(path, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +221,81 @@ def test_a_reader_is_used_once_and_inside_with(tmp_path, write_video, numbered_f
         list(reader)
         with pytest.raises(RuntimeError, match=r"is read once; open .* again"):
             iter(reader)
+
+
+def test_an_iterator_that_outlives_its_reader_is_at_its_end(tmp_path, write_video, numbered_frames):
+    """Decoding out of a closed container would crash the process."""
+    path = write_video(tmp_path / "a.mp4", numbered_frames(30), np.arange(30) / 30)
+    with VideoReader(path) as reader:
+        frames = iter(reader)
+        assert next(frames).index == 0
+    assert list(frames) == []
+    assert (reader.shortfall, reader.warnings) == (0, [])
+
+
+# ---------------------------------------------------------------------- parts of a file
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [(None, 0.3, range(9)), (1.0, None, range(30, 60)), (0.51, 0.72, range(16, 22))],
+)
+def test_a_part_is_what_the_whole_has_there(
+    tmp_path, write_video, numbered_frames, start, stop, expected
+):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(60), np.arange(60) / 30)
+    whole, _ = read(path)
+    part, reader = read(path, start=start, stop=stop)
+    assert [frame.time for frame in part] == [whole[i].time for i in expected]
+    assert [frame.index for frame in part] == list(range(len(expected)))
+    for frame, i in zip(part, expected, strict=True):
+        np.testing.assert_array_equal(frame.image, whole[i].image)
+    assert reader.shortfall == 0
+    assert not reader.incomplete
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path, write_video, numbered_frames):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(3), np.arange(3) / 30)
+    with pytest.raises(MediaError, match=r"no frame between 5 and None s: .*a\.mp4"):
+        read(path, start=5)
+    with pytest.raises(ValueError, match="`start` must be before `stop`; got 2 and 1 seconds"):
+        VideoReader(path, start=2, stop=1)
+    raw = write_video(tmp_path / "raw.h264", numbered_frames(8), np.arange(8) / 30)
+    with pytest.raises(MediaError, match=r"no timestamps, so it cannot be read|not allow jumping"):
+        read(raw, start=0.1)
+
+
+def test_a_file_that_does_not_allow_jumping_says_so():
+    class Container:
+        def seek(self, *args, **options):
+            import av
+
+            raise av.error.PermissionError(1, "Operation not permitted")
+
+    with pytest.raises(MediaError, match=r"the file does not allow jumping to 3 s: a\.mp4"):
+        VideoReader("a.mp4")._seek(Container(), SimpleNamespace(time_base=1), 3)
+
+
+def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, write_video, numbered_frames):
+    """A trimmed phone video: 40 frames stored, the first 15 before the start of the clock."""
+    import av
+
+    whole = write_video(tmp_path / "whole.mp4", numbered_frames(40), np.arange(40) / 30)
+    path = tmp_path / "trimmed.mp4"
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as out,
+    ):
+        stream = source.streams.video[0]
+        target = out.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is None:
+                continue
+            shift = round(0.5 / packet.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, target
+            out.mux(packet)
+    frames, reader = read(path, strict=True)
+    np.testing.assert_allclose([f.time for f in frames], np.arange(25) / 30, atol=1e-3)
+    assert (reader.info.num_frames_announced, reader.num_frames_expected) == (40, 25)
+    assert reader.shortfall == 0
 
 
 def test_frames_are_not_kept(tmp_path, write_video, numbered_frames):

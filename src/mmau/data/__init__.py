@@ -1,39 +1,86 @@
-"""Files on disk: annotations, clips, prepared videos, and data rendered at run time."""
+"""Files on disk: annotations, clips, prepared videos, features, and data rendered at run time."""
 
 from __future__ import annotations
 
 from mmau.data.affwild2 import (
     Annotation,
     AnnotationError,
+    FrameFolder,
     JoinedLabels,
     Trial,
+    find_listed_trials,
     find_trials,
     join_labels,
     read_annotation,
     write_submission,
 )
-from mmau.data.clips import ClipDataset, ClipSampler, ClipStitcher, clip_windows
-from mmau.data.features import PreparationError, prepare_dataset, prepare_video
+from mmau.data.au_tables import (
+    ForeignAUTable,
+    read_openface,
+    read_pyfeat,
+    write_openface,
+    write_pyfeat,
+)
+from mmau.data.clips import (
+    ClipAugmentation,
+    ClipDataset,
+    ClipSampler,
+    ClipStitcher,
+    clip_windows,
+)
+from mmau.data.data_root_check import Finding, check_data_root
+from mmau.data.feature_cache import FeatureCache, FeatureCacheError, FeatureLayout, FeatureSource
+from mmau.data.features import (
+    DiskFullError,
+    PreparationError,
+    PreparationReport,
+    PreparedChunk,
+    iterate_prepared,
+    prepare_dataset,
+    prepare_video,
+)
+from mmau.data.label_conventions import NumberedLabels, read_bp4d, read_disfa
 from mmau.data.prepared_trial import CacheError, PreparedTrial, load_trial, save_trial
 
 __all__ = [
     "Annotation",
     "AnnotationError",
     "CacheError",
+    "ClipAugmentation",
     "ClipDataset",
     "ClipSampler",
     "ClipStitcher",
+    "DiskFullError",
+    "FeatureCache",
+    "FeatureCacheError",
+    "FeatureLayout",
+    "FeatureSource",
+    "Finding",
+    "ForeignAUTable",
+    "FrameFolder",
     "JoinedLabels",
+    "NumberedLabels",
     "PreparationError",
+    "PreparationReport",
+    "PreparedChunk",
     "PreparedTrial",
     "Trial",
+    "check_data_root",
     "clip_windows",
+    "find_listed_trials",
     "find_trials",
+    "iterate_prepared",
     "join_labels",
     "load_trial",
     "prepare_dataset",
     "prepare_video",
     "read_annotation",
+    "read_bp4d",
+    "read_disfa",
+    "read_openface",
+    "read_pyfeat",
     "save_trial",
+    "write_openface",
+    "write_pyfeat",
     "write_submission",
 ]

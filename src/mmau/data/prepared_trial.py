@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,28 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from mmau._files import whole_file
+from mmau.data._prepared_stream import PreparedChunk
+from mmau.data._trial_writer import (
+    TRIAL_FORMAT,
+    DiskFullError,
+    combined_digest,
+    open_trial,
+    trial_columns,
+)
 from mmau.media.errors import MediaError
 
-__all__ = ["TRIAL_FORMAT", "CacheError", "PreparedTrial", "is_prepared", "load_trial", "save_trial"]
+__all__ = [
+    "TRIAL_FORMAT",
+    "CacheError",
+    "DiskFullError",
+    "PreparedTrial",
+    "is_prepared",
+    "load_trial",
+    "read_about",
+    "save_trial",
+]
 
-TRIAL_FORMAT = "mmau.trial/1"
-"""Written into every file; changes when the meaning of its content does."""
+_ROWS_AT_ONCE = 256
 
 
 class CacheError(MediaError):
@@ -52,21 +67,23 @@ class PreparedTrial:
     """How many frames the container announced, or `None`."""
     warnings: tuple[str, ...] = field(default=())
     """What was odd about the source: missing frames, damaged packets."""
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """`(t, 4)`, left, top, right, bottom of the landmarks in pixels of the upright frame; NaN where
+    `valid` is False, and everywhere if left out."""
+    face_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """`(t,)`, number of the person, -1 where `valid` is False; 0 for all if left out."""
 
     def __post_init__(self) -> None:
         t, size = self.crops.shape[:2] if self.crops.ndim == 4 else (-1, -1)
-        expected = {
-            "crops": ((t, size, size, 3), np.uint8),
-            "landmarks": ((t, 68, 2), np.float32),
-            "valid": ((t,), np.bool_),
-            "confidence": ((t,), np.float32),
-            "timestamps": ((t,), np.float64),
-        }
-        for name, (shape, kind) in expected.items():
+        if t > 0 and not len(self.boxes):
+            object.__setattr__(self, "boxes", np.full((t, 4), np.nan, np.float32))
+        if t > 0 and not len(self.face_ids):
+            object.__setattr__(self, "face_ids", np.where(self.valid, 0, -1).astype(np.int32))
+        for name, (row, kind) in trial_columns(size).items():
             array = getattr(self, name)
-            if array.shape != shape or array.dtype != kind:
+            if name != "waveform" and (array.shape != (t, *row) or array.dtype != kind):
                 raise ValueError(
-                    f"`{name}` must be {np.dtype(kind).name} {_show(shape)}; "
+                    f"`{name}` must be {kind.name} {_show((t, *row))}; "
                     f"got {array.dtype.name} {array.shape}."
                 )
         if self.waveform is not None and (
@@ -86,6 +103,42 @@ class PreparedTrial:
     def crop_size(self) -> int:
         """Side of the crops, in pixels."""
         return int(self.crops.shape[1])
+
+    @property
+    def shortfall(self) -> int:
+        """Frames that the container announced and that did not come; 0 if it does not say."""
+        return max(0, (self.num_frames_announced or 0) - self.num_frames)
+
+    def rows(self, start: int, stop: int) -> PreparedChunk:
+        """Return some frames; of a memory-mapped trial no others are read.
+
+        Args:
+            start: First frame.
+            stop: One past the last.
+
+        Returns:
+            The rows.
+        """
+        part = slice(start, stop)
+        return PreparedChunk(
+            crops=self.crops[part],
+            landmarks=self.landmarks[part],
+            valid=self.valid[part],
+            confidence=self.confidence[part],
+            timestamps=self.timestamps[part],
+            boxes=self.boxes[part],
+            face_ids=self.face_ids[part],
+            first_frame=start,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What a prepared file says besides the arrays."""
+        return {
+            "name": self.name,
+            "audio_start": self.audio_start,
+            "num_frames_announced": self.num_frames_announced,
+            "warnings": self.warnings,
+        }
 
 
 def _show(shape: tuple[int, ...]) -> str:
@@ -112,24 +165,14 @@ def save_trial(
         ```
     """
     target = Path(path)
-    arrays = _arrays(trial)
-    metadata = {
-        "format": TRIAL_FORMAT,
-        "fingerprint": fingerprint,
-        "sha256": _digest(arrays),
-        "trial": json.dumps(
-            {
-                "name": trial.name,
-                "audio_start": trial.audio_start,
-                "num_frames_announced": trial.num_frames_announced,
-                "warnings": trial.warnings,
-            }
-        ),
-    }
-    with whole_file(target) as partial, partial.open("wb") as stream:
-        stream.write(safetensors.numpy.save(arrays, metadata=metadata))
-        stream.flush()
-        os.fsync(stream.fileno())
+    with open_trial(target, trial.crop_size) as writer:
+        for start in range(0, trial.num_frames, _ROWS_AT_ONCE):
+            writer.add(trial.rows(start, start + _ROWS_AT_ONCE))
+        if trial.waveform is not None:
+            writer.add_sound(trial.waveform)
+        writer.finish(
+            fingerprint=fingerprint, has_sound=trial.waveform is not None, about=trial.about()
+        )
     return target
 
 
@@ -168,6 +211,7 @@ def load_trial(
     try:
         arrays = _map_arrays(file) if memory_map else safetensors.numpy.load_file(file)
         about = json.loads(metadata["trial"])
+        arrays.pop("_padding", None)
         if verify and _digest(arrays) != metadata["sha256"]:
             raise CacheError(f"the content was altered after it was written; delete it: {file}")
         return PreparedTrial(
@@ -181,6 +225,8 @@ def load_trial(
             audio_start=about["audio_start"],
             num_frames_announced=about["num_frames_announced"],
             warnings=tuple(about["warnings"]),
+            boxes=arrays["boxes"],
+            face_ids=arrays["face_ids"],
         )
     except CacheError:
         raise
@@ -212,16 +258,30 @@ def is_prepared(path: str | os.PathLike[str], fingerprint: str) -> bool:
     return True
 
 
-def _arrays(trial: PreparedTrial) -> dict[str, NDArray[Any]]:
-    named = {part.name: getattr(trial, part.name) for part in fields(trial)}
-    return {
-        name: np.ascontiguousarray(value)
-        for name, value in named.items()
-        if isinstance(value, np.ndarray)
-    }
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what a prepared file says besides the arrays, without them.
+
+    Args:
+        path: File written by `save_trial` or `prepare_dataset`.
+
+    Returns:
+        `name`, `audio_start`, `num_frames_announced`, `warnings` and, from `prepare_dataset`,
+        `incomplete`: whether frames are missing or damaged.
+
+    Raises:
+        CacheError: If the file is missing, cut, or of another version.
+    """
+    about: dict[str, Any] = json.loads(_read_metadata(Path(path))["trial"])
+    return about
 
 
-_NUMPY_TYPES = {"U8": np.uint8, "BOOL": np.bool_, "F32": np.float32, "F64": np.float64}
+_NUMPY_TYPES = {
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+    "I32": np.int32,
+    "F32": np.float32,
+    "F64": np.float64,
+}
 
 
 def _map_arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -244,12 +304,13 @@ def _map_arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """A checksum of names and contents; safetensors by itself notices cuts but not flipped bits."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    """A checksum of the content; safetensors by itself notices cuts but not flipped bits."""
+    return combined_digest(
+        {
+            name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+            for name, array in arrays.items()
+        }
+    )
 
 
 def _read_metadata(file: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmau._checks import did_you_mean
+from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
 
 __all__ = [
     "WeightsNotFoundError",
@@ -53,7 +54,8 @@ def model_class_named(name: str) -> Any:
     """
     import transformers
 
-    found = getattr(transformers, name, None)
+    with hide_broken_torchaudio():
+        found = getattr(transformers, name, None)
     if not hasattr(found, "from_pretrained"):
         known = [known for known in dir(transformers) if known.endswith("Model")]
         raise ValueError(f"transformers has no model class {name!r}{did_you_mean(name, known)}")
@@ -80,7 +82,8 @@ def load_config(
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        with hide_broken_torchaudio():
+            config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise _explain(name, error) from error
     accepted = None if model_types is None else tuple(model_types)
@@ -119,9 +122,10 @@ def load_backbone(
             and leave them random.
     """
     try:
-        model, report = model_class.from_pretrained(
-            name, config=config, revision=revision, output_loading_info=True, **(options or {})
-        )
+        with hide_broken_torchaudio():
+            model, report = model_class.from_pretrained(
+                name, config=config, revision=revision, output_loading_info=True, **(options or {})
+            )
     except OSError as error:
         raise _explain(name, error) from error
     endings = tuple(optional)

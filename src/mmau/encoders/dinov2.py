@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
 
 from mmau._checks import check_choice
 from mmau.encoders._weights import check_config_keys, load_backbone, load_config
 from mmau.encoders.hugging_face_vision import HuggingFaceVisualEncoder
 from mmau.encoders.protocols import PretrainedSource
+from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
+
+with hide_broken_torchaudio():
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
 
 __all__ = ["DINOV2_ARCHITECTURES", "DINOv2Encoder", "dinov2", "tiny_dinov2"]
 

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmau._checks import check_range, check_shapes
+from mmau._checks import check_choice, check_range, check_shapes
 from mmau.encoders.framing import Framing, check_waveform
 from mmau.encoders.protocols import AudioFeatures
+from mmau.encoders.torchaudio_backend import power_spectrum, torchaudio_filterbank
 
 __all__ = ["LogMelEncoder", "mel_filterbank"]
 
@@ -67,6 +68,12 @@ class LogMelEncoder(nn.Module):
         floor: Energy that counts as silence.
         causal: Whether a feature may only depend on samples before its time.
         sample_rate: Samples per second.
+        backend: `"torch"`, or `"torchaudio"` for its spectrogram and filters: the same numbers but
+            for rounding, through the library that other pipelines use.
+
+    Raises:
+        MissingDependencyError: If torchaudio is asked for and not installed, or does not load.
+        ValueError: If an option is out of range.
 
     Shape:
         - waveform: `(b, n)`, float in [-1, 1]
@@ -94,6 +101,7 @@ class LogMelEncoder(nn.Module):
         floor: float = 1e-3,
         causal: bool = False,
         sample_rate: int = 16000,
+        backend: str = "torch",
     ) -> None:
         super().__init__()
         check_range("num_mels", num_mels, 1)
@@ -102,10 +110,12 @@ class LogMelEncoder(nn.Module):
         check_range("low", low, 0, high, open_high=True)
         check_range("high", high, low, sample_rate / 2, open_low=True)
         check_range("floor", floor, 0, open_low=True)
+        check_choice("backend", backend, ("torch", "torchaudio"))
         self.d_out = num_mels
         self.sample_rate = sample_rate
         self.floor = floor
         self.causal = causal
+        self.backend = backend
         size, step = round(window * sample_rate), round(hop * sample_rate)
         self.framing = (
             Framing(size, step, sample_rate, start=-size, stamp=float(size + step))
@@ -118,6 +128,8 @@ class LogMelEncoder(nn.Module):
                 f"`num_mels` is too large for a window of {window} s: some of the {num_mels} bands "
                 f"contain no frequency bin; use fewer bands or a longer window."
             )
+        if backend == "torchaudio":
+            filters = torchaudio_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
         self.register_buffer("_filters", filters, persistent=False)
         self.register_buffer("_taper", torch.hann_window(size), persistent=False)
 
@@ -129,12 +141,20 @@ class LogMelEncoder(nn.Module):
         if not total:
             return self.framing.label(waveform.new_zeros(len(waveform), 0, self.d_out), counts)
         padded = nn.functional.pad(waveform, (-self.framing.start, 0))
-        windows = padded.unfold(1, self.framing.window, self.framing.hop)
-        pieces = [self._energies(piece) for piece in torch.split(windows, _FEATURES_AT_ONCE, dim=1)]
+        window, hop = self.framing.window, self.framing.hop
+        pieces = [
+            self._energies(padded[:, first * hop : (last - 1) * hop + window])
+            for first in range(0, total, _FEATURES_AT_ONCE)
+            for last in [min(first + _FEATURES_AT_ONCE, total)]
+        ]
         return self.framing.label(torch.cat(pieces, dim=1), counts)
 
-    def _energies(self, windows: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(windows.float() * self._taper).abs().square()
+    def _energies(self, waveform: Tensor) -> Tensor:
+        if self.backend == "torchaudio":
+            spectrum = power_spectrum(waveform.float(), self._taper, self.framing.hop)
+        else:
+            windows = waveform.float().unfold(1, self.framing.window, self.framing.hop)
+            spectrum = torch.fft.rfft(windows * self._taper).abs().square()
         return torch.log1p(spectrum @ self._filters / self.floor) / 4
 
     def extra_repr(self) -> str:
@@ -142,5 +162,5 @@ class LogMelEncoder(nn.Module):
         rate = self.sample_rate
         return (
             f"num_mels={self.d_out}, window={self.framing.window / rate}, "
-            f"hop={self.framing.hop / rate}, causal={self.causal}"
+            f"hop={self.framing.hop / rate}, causal={self.causal}, backend={self.backend!r}"
         )

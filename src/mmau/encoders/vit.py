@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from transformers import ViTConfig, ViTModel
-
 from mmau._checks import check_choice
 from mmau.encoders._weights import check_config_keys, load_backbone, load_config
 from mmau.encoders.hugging_face_vision import HuggingFaceVisualEncoder
 from mmau.encoders.protocols import PretrainedSource
+from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
+
+with hide_broken_torchaudio():
+    from transformers import ViTConfig, ViTModel
 
 __all__ = ["VIT_ARCHITECTURES", "ViTEncoder", "vit"]
 

@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WavLMConfig, WavLMModel
-from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from mmau._checks import check_choice
 from mmau.encoders._weights import check_config_keys, load_backbone, load_config
 from mmau.encoders.hugging_face_speech import QUIET, HuggingFaceSpeechEncoder, LoraPlace
 from mmau.encoders.protocols import PretrainedSource
+from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
+
+with hide_broken_torchaudio():
+    from transformers import WavLMConfig, WavLMModel
+    from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 __all__ = ["WAVLM_ARCHITECTURES", "WavLMEncoder", "tiny_wavlm", "wavlm"]
 

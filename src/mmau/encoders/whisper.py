@@ -8,14 +8,17 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WhisperConfig, WhisperModel
-from transformers.audio_utils import mel_filter_bank
 
 from mmau._checks import check_choice, check_range, check_shapes
 from mmau.encoders._weights import check_config_keys, load_backbone, load_config, own_names
 from mmau.encoders.adapters import freeze, inject_lora
 from mmau.encoders.framing import check_waveform
 from mmau.encoders.protocols import AudioFeatures, PretrainedSource
+from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
+
+with hide_broken_torchaudio():
+    from transformers import WhisperConfig, WhisperModel
+    from transformers.audio_utils import mel_filter_bank
 
 __all__ = ["WHISPER_ARCHITECTURES", "WhisperEncoder", "whisper"]
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from mmau._checks import check_range
 from mmau.landmarks import to_ibug68
+from mmau.media._face_regions import region_around_mesh, region_to_square
 from mmau.media._native_log import quiet_native_stderr
-from mmau.media.face_alignment import crop_similarity, estimate_similarity, transform_points
+from mmau.media.face_alignment import crop_similarity, transform_points
 from mmau.media.faces import FaceDetections, FaceLandmarks, FaceRegion, box_overlap
 from mmau.registry import MissingDependencyError
 
@@ -257,7 +258,7 @@ class MediaPipeLandmarks:
             Points in image pixels, the probability of a face, and the region for the next frame.
         """
         size = self._model.size
-        matrix = _region_to_square(region, size)
+        matrix = region_to_square(region, size)
         values, scores = self._model(crop_similarity(image, matrix, size))
         in_crop = values.reshape(-1, 3)[:, :2].astype(np.float64)
         inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
@@ -265,32 +266,9 @@ class MediaPipeLandmarks:
         return FaceLandmarks(
             points=np.asarray(to_ibug68(mesh), dtype=np.float32),
             score=float(scores[0]),
-            region=_region_around(mesh),
+            region=region_around_mesh(mesh),
         )
 
     def close(self) -> None:
         """Stop the graph."""
         self._model.close()
-
-
-def _region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
-    """`(2, 3)`, from image pixels to a square whose horizontal is the face's."""
-    centre = np.array([region.x, region.y])
-    right = 0.5 * region.side * np.array([np.cos(region.angle), np.sin(region.angle)])
-    return estimate_similarity(
-        np.stack([centre - right, centre + right]), np.array([[0, size / 2], [size, size / 2]])
-    )
-
-
-_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
-
-
-def _region_around(mesh: NDArray[np.float64]) -> FaceRegion:
-    """Half as large again as the mesh and turned with the eyes: what the model was trained on."""
-    dx, dy = mesh[_LEFT_EYE_CORNER] - mesh[_RIGHT_EYE_CORNER]
-    angle = float(np.arctan2(dy, dx))
-    axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    turned = mesh @ axes.T
-    low, high = turned.min(axis=0), turned.max(axis=0)
-    x, y = axes.T @ ((low + high) / 2)
-    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()), angle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class VideoFrame:
     """One decoded frame."""
 
     index: int
-    """Position in decoding (= display) order, from 0."""
+    """Position in decoding (= display) order, from 0 for the first frame that is yielded."""
     time: float
     """Seconds on the clock of the container."""
     image: NDArray[np.uint8]
@@ -82,16 +82,20 @@ class VideoReader:
     that cannot be decoded is left out and counted. A reader can be iterated once.
 
     After the last frame `num_frames` is the number of frames read, `shortfall` how many are missing
-    of those that the container announces, and `warnings` says so in sentences.
+    of those that the container announces, `num_damaged_frames` in how many the decoder had to guess
+    a part, and `warnings` says so in sentences.
 
     Args:
         path: Video file, of any format that FFmpeg reads.
-        strict: Raise instead of warn if packets are damaged or frames are missing.
+        strict: Raise instead of warn if packets or frames are damaged or missing.
         num_threads: Decoding threads, 0 for as many as FFmpeg likes.
+        start: Seconds; frames before are passed over by seeking, not by decoding all of them.
+        stop: Seconds; reading ends before the first frame at or after it.
 
     Raises:
         MediaError: If the file is missing, a folder, empty, not a video, or has no picture; while
             iterating, with `strict`, if frames are missing.
+        ValueError: If `start` is not before `stop`.
 
     Examples:
         Count the frames of a file and see whether that is all of them.
@@ -105,15 +109,28 @@ class VideoReader:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, strict: bool = False, num_threads: int = 0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        strict: bool = False,
+        num_threads: int = 0,
+        start: float | None = None,
+        stop: float | None = None,
     ) -> None:
         check_range("num_threads", num_threads, 0)
+        if start is not None and stop is not None and not start < stop:
+            raise ValueError(f"`start` must be before `stop`; got {start} and {stop} seconds.")
         self.path = Path(path)
         self.strict = strict
         self.num_frames = 0
         self.num_damaged_packets = 0
+        self.num_damaged_frames = 0
+        self.start = start
+        self.stop = stop
         self.warnings: list[str] = []
         self._num_threads = num_threads
+        self._num_hidden = 0
+        self._generators: list[Generator[Any, None, None]] = []
         self._stack = ExitStack()
         self._frames: Iterator[VideoFrame] | None = None
         self._info: VideoInfo | None = None
@@ -129,12 +146,29 @@ class VideoReader:
         return self._info
 
     @property
-    def shortfall(self) -> int:
-        """Announced frames that did not come, after the last one was read; 0 before."""
+    def num_frames_expected(self) -> int | None:
+        """Announced frames less those that an edit list hides, as far as the file was read."""
         announced = self.info.num_frames_announced
-        if not self._finished or announced is None:
+        return None if announced is None else max(0, announced - self._num_hidden)
+
+    @property
+    def shortfall(self) -> int:
+        """Announced frames that did not come, after the last one was read; 0 before.
+
+        It is also 0 if only a part of the file was asked for.
+        """
+        if not self._finished or self.num_frames_expected is None or self._is_partial:
             return 0
-        return max(0, announced - self.num_frames)
+        return max(0, self.num_frames_expected - self.num_frames)
+
+    @property
+    def _is_partial(self) -> bool:
+        return self.start is not None or self.stop is not None
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether frames were missing or damaged, after the last one was read."""
+        return bool(self.shortfall or self.num_damaged_packets or self.num_damaged_frames)
 
     def __enter__(self) -> VideoReader:
         container = self._stack.enter_context(open_container(self.path))
@@ -151,6 +185,10 @@ class VideoReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Decoding out of a closed container crashes the process, so whoever still holds the
+        # iterator must find it at its end.
+        for frames in self._generators:
+            frames.close()
         self._frames = iter(())
         self._stack.close()
 
@@ -168,9 +206,13 @@ class VideoReader:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = self._num_threads
+        if self.start is not None:
+            self._seek(container, stream, self.start)
         # The rotation is attached to frames, so the first one is decoded before `info` is known.
         frames = self._decode(container, stream)
         first = next(frames, None)
+        if first is None and self._is_partial:
+            raise MediaError(f"no frame between {self.start} and {self.stop} s: {self.path}")
         if first is None:
             raise MediaError(f"not one frame of the video can be decoded: {self.path}")
         height, width = first[0].image.shape[:2]
@@ -187,9 +229,21 @@ class VideoReader:
             num_frames_announced=stream.frames or None,
             has_audio=bool(container.streams.audio),
         )
-        self._frames = self._counted(first[0], frames)
+        counted = self._counted(first[0], frames)
+        self._frames = counted
+        self._generators = [counted, frames]
 
-    def _decode(self, container: Any, stream: Any) -> Iterator[tuple[VideoFrame, int]]:
+    def _seek(self, container: Any, stream: Any, start: float) -> None:
+        """Go to the last key frame before a time."""
+        av = require("av", purpose="reading video", extra="video")
+        try:
+            container.seek(round(start / stream.time_base), stream=stream)
+        except av.error.FFmpegError as error:
+            raise MediaError(
+                f"the file does not allow jumping to {start} s: {self.path}"
+            ) from error
+
+    def _decode(self, container: Any, stream: Any) -> Generator[tuple[VideoFrame, int], None, None]:
         """Frames and their rotation; a damaged packet is counted and passed over."""
         av = require("av", purpose="reading video", extra="video")
         index = 0
@@ -199,10 +253,11 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets)
+                self._num_hidden += packet.is_discard  # trimmed away by an edit list
                 decoded = packet.decode()
             except StopIteration:
                 return
-            except (av.error.InvalidDataError, av.error.EOFError) as error:
+            except av.error.FFmpegError as error:
                 self.num_damaged_packets += 1
                 if self.strict:
                     raise MediaError(
@@ -210,10 +265,16 @@ class VideoReader:
                     ) from error
                 continue
             for frame in decoded:
+                time = self._time(frame, index, stream)
+                if self.start is not None and time < self.start:
+                    continue
+                if self.stop is not None and time >= self.stop:
+                    return
+                self.num_damaged_frames += frame.is_corrupt
                 stored = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 image = rotate_upright(stored, frame.rotation)
                 yield (
-                    VideoFrame(index=index, time=self._time(frame, index, stream), image=image),
+                    VideoFrame(index=index, time=time, image=image),
                     int(frame.rotation),
                 )
                 index += 1
@@ -223,6 +284,11 @@ class VideoReader:
             return float(frame.time)
         if frame.dts is not None:  # AVI stores decoding times only
             return float(frame.dts * frame.time_base)
+        if self.start is not None:
+            raise MediaError(
+                f"the video has no timestamps, so it cannot be read from {self.start} s on: "
+                f"{self.path}"
+            )
         if not stream.average_rate:
             raise MediaError(f"the video has neither timestamps nor a frame rate: {self.path}")
         if not any("no timestamps" in text for text in self.warnings):
@@ -234,7 +300,7 @@ class VideoReader:
 
     def _counted(
         self, first: VideoFrame, frames: Iterator[tuple[VideoFrame, int]]
-    ) -> Iterator[VideoFrame]:
+    ) -> Generator[VideoFrame, None, None]:
         self.num_frames = 1
         yield first
         for frame, _ in frames:
@@ -245,14 +311,18 @@ class VideoReader:
             self.warnings.append(
                 f"{self.num_damaged_packets} damaged packet(s) left out: {self.path}"
             )
-        if self.shortfall:
-            text = (
-                f"{self.num_frames} frames decoded but the container announces "
-                f"{self.info.num_frames_announced}; the file is cut or damaged: {self.path}"
+        if self.num_damaged_frames:
+            self.warnings.append(
+                f"{self.num_damaged_frames} of {self.num_frames} frames are damaged, the decoder "
+                f"guessed a part of them: {self.path}"
             )
-            self.warnings.append(text)
-            if self.strict:
-                raise MediaError(text)
+        if self.shortfall:
+            self.warnings.append(
+                f"{self.num_frames} frames decoded but the container announces "
+                f"{self.num_frames_expected}; the file is cut or damaged: {self.path}"
+            )
+        if self.strict and self.incomplete:
+            raise MediaError(self.warnings[-1])
 
 
 def _kinds(container: Any) -> str:
