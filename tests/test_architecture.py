@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "mmau"
 # Floor of every room, from the ground up. A file may import from its own room and from lower
 # floors; rooms of one floor may use each other only where SAME_FLOOR says so.
 FLOORS = [
-    {"_checks", "_files", "_version", "action_units"},
+    {"_autocast", "_checks", "_files", "_version", "action_units"},
     {"registry"},
     {"_optional"},
     {"progress"},
@@ -30,7 +30,7 @@ SAME_FLOOR = {
     ("training", "models"),  # the planner builds the detector that it counts
 }
 HEAVY = {
-    "av", "cv2", "huggingface_hub", "matplotlib", "mediapipe", "pandas", "peft", "rich", "scipy",
+    "av", "cv2", "huggingface_hub", "matplotlib", "mediapipe", "pandas", "peft", "pyarrow", "rich", "scipy",
     "onnxruntime", "skimage", "sklearn", "torchaudio", "torchvision", "transformers", "tyro",
     "uniface",
 }  # fmt: skip

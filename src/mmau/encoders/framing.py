@@ -165,15 +165,19 @@ def check_waveform(waveform: Tensor, lengths: Tensor | None) -> Tensor:
     if not waveform.is_floating_point():
         raise TypeError(f"`waveform` must be float in [-1, 1]; got {waveform.dtype}.")
     batch, num_samples = waveform.shape
+    # They decide shapes, so they have values even where the waveform has none.
+    device = "cpu" if waveform.is_meta else waveform.device
     if lengths is None:
-        counts = torch.full((batch,), num_samples, dtype=torch.long, device=waveform.device)
+        counts = torch.full((batch,), num_samples, dtype=torch.long, device=device)
     else:
-        counts = lengths.to(waveform.device, torch.long)
+        counts = lengths.to(device, torch.long)
         if batch and (int(counts.min()) < 0 or int(counts.max()) > num_samples):
             raise ValueError(
                 f"`lengths` must be between 0 and the {num_samples} samples of `waveform`; "
                 f"got {lengths.tolist()}."
             )
+    if waveform.is_meta:
+        return counts
     real = torch.arange(num_samples, device=waveform.device) < counts[:, None]
     if not bool((waveform.isfinite() | ~real).all()):
         raise ValueError("`waveform` holds NaN or infinite samples.")

@@ -160,7 +160,9 @@ class HuggingFaceSpeechEncoder(nn.Module):
                 encoded = self._encode(waveform[rows, :length])
                 padded = encoded.new_zeros(len(rows), num_features, self.d_out)
                 padded[:, : encoded.shape[1]] = encoded
-                features = features.to(encoded.dtype).index_copy(0, rows, padded)
+                features = features.to(encoded.dtype).index_copy(
+                    0, rows.to(features.device), padded
+                )
         return self.framing.label(features, counts)
 
     def _encode(self, waveform: Tensor) -> Tensor:

@@ -122,7 +122,10 @@ class LogMelEncoder(nn.Module):
             if causal
             else Framing(size, step, sample_rate)
         )
-        filters = mel_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
+        # Constants: also where the weights of a model are built without memory.
+        with torch.device("cpu"):
+            filters = mel_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
+            taper = torch.hann_window(size)
         if not bool((filters.sum(0) > 0).all()):
             raise ValueError(
                 f"`num_mels` is too large for a window of {window} s: some of the {num_mels} bands "
@@ -131,7 +134,7 @@ class LogMelEncoder(nn.Module):
         if backend == "torchaudio":
             filters = torchaudio_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
         self.register_buffer("_filters", filters, persistent=False)
-        self.register_buffer("_taper", torch.hann_window(size), persistent=False)
+        self.register_buffer("_taper", taper, persistent=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
         """Encode a batch of waveforms."""
@@ -155,7 +158,8 @@ class LogMelEncoder(nn.Module):
         else:
             windows = waveform.float().unfold(1, self.framing.window, self.framing.hop)
             spectrum = torch.fft.rfft(windows * self._taper).abs().square()
-        return torch.log1p(spectrum @ self._filters / self.floor) / 4
+        energies = torch.log1p(spectrum @ self._filters.to(spectrum.dtype) / self.floor) / 4
+        return energies.to(waveform.dtype)
 
     def extra_repr(self) -> str:
         """Show the sizes."""

@@ -235,6 +235,7 @@ class WhisperEncoder(nn.Module):
         counts = check_waveform(waveform, lengths)
         step = 2 * _HOP
         num_features = waveform.shape[1] // step
+        counts = counts.to(waveform.device)
         present = torch.arange(num_features, device=waveform.device) < (counts // step)[:, None]
         samples = torch.arange(waveform.shape[1], device=waveform.device)
         waveform = waveform.masked_fill(samples >= counts[:, None], 0.0)

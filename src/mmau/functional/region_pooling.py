@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmau._checks import check_shapes
 
-__all__ = ["PooledRegions", "region_pooling"]
+__all__ = ["PooledRegions", "check_region_weights", "region_pooling"]
 
 
 class PooledRegions(NamedTuple):
@@ -47,6 +47,21 @@ def region_pooling(patch_tokens: Tensor, weights: Tensor) -> PooledRegions:
         >>> local, overall
         (tensor([[2.]]), tensor([4.]))
     """
+    check_region_weights(patch_tokens, weights)
+    local = torch.matmul(weights.to(patch_tokens.dtype), patch_tokens)
+    return PooledRegions(local, patch_tokens.mean(dim=-2))
+
+
+def check_region_weights(patch_tokens: Tensor, weights: Tensor) -> None:
+    """Refuse weights that are not of these patches.
+
+    Args:
+        patch_tokens: `(..., p, d)`.
+        weights: `(..., m, p)`.
+
+    Raises:
+        ValueError: If the leading axes or the number of patches differ.
+    """
     check_shapes(patch_tokens=(patch_tokens, "... p d"), weights=(weights, "... m n"))
     num_tokens, num_patches = patch_tokens.shape[-2], weights.shape[-1]
     if num_tokens != num_patches:
@@ -66,5 +81,3 @@ def region_pooling(patch_tokens: Tensor, weights: Tensor) -> PooledRegions:
             "`patch_tokens` and `weights` must have the same leading axes; got "
             f"{tuple(patch_tokens.shape)} and {tuple(weights.shape)}."
         )
-    local = torch.matmul(weights.to(patch_tokens.dtype), patch_tokens)
-    return PooledRegions(local, patch_tokens.mean(dim=-2))

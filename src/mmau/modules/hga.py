@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmau._autocast import autocast_dtype
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
 from mmau.functional.region_attention import (
     REGION_ATTENTION_IMPLEMENTATIONS,
@@ -18,7 +19,7 @@ from mmau.functional.region_attention import (
     require_region_attention,
     resolve_region_attention,
 )
-from mmau.functional.region_pooling import region_pooling
+from mmau.functional.region_pooling import check_region_weights
 
 __all__ = ["HGA", "HGAOutput"]
 
@@ -228,7 +229,7 @@ class HGA(nn.Module):
             sizes={"d_visual": self.d_visual},
         )
         check_mask("mask", mask)
-        region_pooling(patch_tokens[..., :0], weights)  # explains weights that do not fit
+        check_region_weights(patch_tokens, weights)
         if mask is not None and mask.shape != patch_tokens.shape[:-1]:
             raise ValueError(
                 "`mask` must have one value for each patch, "
@@ -237,9 +238,9 @@ class HGA(nn.Module):
         *leading, num_regions, num_patches = weights.shape
         num_frames = math.prod(leading)
         tokens = patch_tokens.reshape(num_frames, num_patches, self.d_visual)
-        device = tokens.device.type
-        if torch.is_autocast_enabled(device) and tokens.dtype != torch.float64:
-            tokens = tokens.to(torch.get_autocast_dtype(device))  # once for all that read them
+        dtype = autocast_dtype(tokens)
+        if dtype is not None:
+            tokens = tokens.to(dtype)  # once for all that read them
         if mask is not None:
             mask = mask.reshape(num_frames, num_patches)
             tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0)

@@ -97,8 +97,10 @@ class LandmarkToPatch(nn.Module):
             )
         self.scheme = _resolve(regions)
         self.mode, self.coords, self.ring, self.sigma = mode, coords, ring, sigma
-        self.register_buffer("regions", self.scheme.region_table(), persistent=False)
-        matrix = self.scheme.derived_matrix()
+        # Tables are constants: also where the weights of a model are built without memory.
+        with torch.device("cpu"):
+            table, matrix = self.scheme.region_table(), self.scheme.derived_matrix()
+        self.register_buffer("regions", table, persistent=False)
         most = int((matrix != 0).sum(-1).amax()) if len(matrix) else 0
         # Not a product with the matrix: where a user allows fast matrix products, it would round.
         parts = matrix.abs().topk(most).indices

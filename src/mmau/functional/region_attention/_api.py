@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from mmau._autocast import autocast_dtype, without_autocast
 from mmau._checks import check_mask, check_shapes
 from mmau.functional.region_attention._choice import resolve_region_attention
 from mmau.functional.region_attention._flash import check_flash, load_flash_attention
@@ -119,11 +118,9 @@ def region_attention(
         d_visual=d_visual,
         num_heads=num_heads,
     )
-    device = queries.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if autocast and queries.dtype != torch.float64:
+    dtype = autocast_dtype(queries)
+    if dtype is not None:
         # Cast by hand: what an autograd function saves must have the dtype that it computes in.
-        dtype = torch.get_autocast_dtype(device)
         queries, tokens = queries.to(dtype), tokens.to(dtype)
         key_weight, value_weight = key_weight.to(dtype), value_weight.to(dtype)
         value_bias = None if value_bias is None else value_bias.to(dtype)
@@ -138,7 +135,7 @@ def region_attention(
     per_head = (num_heads, d_head, d_visual)
     matrices = (key_weight.reshape(per_head), value_weight.reshape(per_head))
     attention: Tensor | None
-    with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+    with without_autocast(queries.device.type):
         if chosen == "folded":
             context, attention = folded_attention(heads, tokens, *matrices, mask)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Literal, overload
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from mmau._autocast import without_autocast
 from mmau._checks import check_mask, check_shapes
 from mmau.functional.selective_scan import _chunked, _reference
 from mmau.functional.selective_scan._backend import SCAN_BACKENDS, ScanBackend
@@ -199,7 +199,7 @@ def selective_scan(
         masked = ~mask.unsqueeze(-1)
         x, delta, B, C = (tensor.masked_fill(masked, 0.0) for tensor in (x, delta, B, C))
     _check_signs(delta, A)
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         y, state = chosen.run(
             x,
             delta,
@@ -243,10 +243,3 @@ def _check_signs(delta: Tensor, A: Tensor) -> None:
             f"`delta` must be at least 0 (apply softplus first); got a minimum of "
             f"{delta.min().item():.4g}."
         )
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Switch autocast off for a backend that multiplies matrices, at no cost where it is off."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()

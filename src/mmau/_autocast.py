@@ -1,0 +1,39 @@
+"""Autocast, on whatever device, also those that have none."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+__all__ = ["autocast_dtype", "without_autocast"]
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast would compute with, or `None` where it is off.
+
+    Args:
+        tensor: Decides the device. Double precision is never cast down.
+
+    Returns:
+        A dtype, or `None`.
+    """
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Switch autocast off for what has to stay in its precision, at no cost where it is off.
+
+    Args:
+        device: Device type.
+
+    Returns:
+        A context manager.
+    """
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
