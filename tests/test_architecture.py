@@ -30,9 +30,9 @@ SAME_FLOOR = {
     ("training", "models"),  # the planner builds the detector that it counts
 }
 HEAVY = {
-    "av", "cv2", "huggingface_hub", "matplotlib", "mediapipe", "pandas", "peft", "pyarrow", "rich", "scipy",
-    "onnxruntime", "skimage", "sklearn", "torchaudio", "torchvision", "transformers", "tyro",
-    "uniface",
+    "av", "cv2", "huggingface_hub", "matplotlib", "mediapipe", "onnxruntime", "pandas",
+    "peft", "pyarrow", "rich", "scipy", "skimage", "sklearn", "torchaudio",
+    "torchvision", "transformers", "tyro", "uniface",
 }  # fmt: skip
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-__all__ = ["whole_file", "whole_folder"]
+__all__ = ["hold", "remove_abandoned", "whole_file", "whole_folder"]
 
 
 def _temporary(path: Path) -> Path:
@@ -66,3 +67,37 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def hold(stream: IO[bytes]) -> bool:
+    """Lock a file while its writer lives, so that nobody takes it for abandoned.
+
+    Args:
+        stream: The open file.
+
+    Returns:
+        Whether it is ours now.
+    """
+    try:
+        import fcntl  # not on Windows, where open files cannot be removed anyway
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system has no locks: then leave it alone
+        return False
+    return True
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete what killed processes left of earlier attempts at a file.
+
+    Args:
+        path: The final path; whoever writes to `whole_file(path)` must `hold` what it opens.
+    """
+    start, end = f".{path.stem}.", f".partial{path.suffix}"
+    for left in path.parent.iterdir():
+        if left.name.startswith(start) and left.name.endswith(end):
+            with suppress(OSError), left.open("r+b") as stream:
+                if hold(stream):
+                    left.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmau._checks import check_choice, check_range
-from mmau._files import whole_file
+from mmau._files import hold, remove_abandoned, whole_file
 from mmau.data.prepared_trial import CacheError, DiskFullError
 
 __all__ = [
@@ -296,9 +296,9 @@ def open_feature_file(
     """
     try:
         with whole_file(path) as partial:
-            _remove_abandoned(path)
+            remove_abandoned(path)
             with partial.open("wb") as stream:
-                _lock(stream)
+                hold(stream)
                 writer = FeatureFileWriter(stream, layout, num_frames, fingerprint)
                 yield writer
                 writer.finish()
@@ -306,29 +306,6 @@ def open_feature_file(
         if error.errno not in _FULL:
             raise
         raise DiskFullError(error.errno, path) from error
-
-
-def _lock(stream: IO[bytes]) -> bool:
-    """Hold a file while its writer lives; whether that was possible."""
-    try:
-        import fcntl  # not on Windows, where open files cannot be removed anyway
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system has no locks: then leave it alone
-        return False
-    return True
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete what killed processes left of earlier attempts at this file."""
-    pattern = f".{path.stem}."
-    for left in path.parent.iterdir():
-        if left.name.startswith(pattern) and left.name.endswith(f".partial{path.suffix}"):
-            with suppress(OSError), left.open("r+b") as stream:
-                if _lock(stream):
-                    left.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------- reading

@@ -9,14 +9,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmau._files import whole_file
+from mmau._files import hold, remove_abandoned, whole_file
 from mmau.data._prepared_stream import PreparedChunk
 
 __all__ = [
@@ -276,9 +276,9 @@ def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
     try:
         with ExitStack() as stack:
             partial = stack.enter_context(whole_file(path))
-            _remove_abandoned(path)
+            remove_abandoned(path)
             stream = stack.enter_context(partial.open("wb"))
-            _lock(stream)
+            hold(stream)
             yield TrialWriter(stream, stack, path.parent, crop_size)
     except OSError as error:
         if isinstance(error, DiskFullError) or error.errno not in _FULL:
@@ -287,28 +287,3 @@ def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
 
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-def _lock(stream: IO[bytes]) -> bool:
-    """Hold a file while its writer lives; whether that was possible."""
-    try:
-        import fcntl  # not on Windows, where open files cannot be removed anyway
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system has no locks: then leave it alone
-        return False
-    return True
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete what killed processes left of earlier attempts at this file."""
-    for left in path.parent.glob(f".{_escaped(path.stem)}.*.partial{path.suffix}"):
-        with suppress(OSError), left.open("r+b") as stream:
-            if _lock(stream):
-                left.unlink(missing_ok=True)
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
