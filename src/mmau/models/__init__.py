@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmau.models.config import Component, DetectorConfig, build_detector
 from mmau.models.detector import AUDetector
+from mmau.models.export import export_head_onnx, export_hga_onnx, export_temporal
 from mmau.models.hub import model_card, push_to_hub
 from mmau.models.pretrained import (
     CheckpointRecord,
@@ -20,6 +21,9 @@ __all__ = [
     "DetectorConfig",
     "LoadedDetector",
     "build_detector",
+    "export_head_onnx",
+    "export_hga_onnx",
+    "export_temporal",
     "load_pretrained",
     "model_card",
     "push_to_hub",
