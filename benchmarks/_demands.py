@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from _accuracy import differences, errors
-from _measure import peak_memory
+from _measure import HERE, peak_alone
 from _peers import MAMBA_LOOP, PSCAN, Scan
+from _report import Row
 
-Row = dict[str, Any]
 OURS = ("chunked", "compiled")
 
 
@@ -73,7 +72,11 @@ def demands(scans: dict[str, Scan], cases: list[Row], lengths: list[Row], quick:
     for t in (4096,) if quick else (4096, 16384, 65536):
         size = {"b": 1, "d": 256, "n": 16, "t": t}
         output = size["d"] * t * 4 / 2**20
-        beyond = {own: peak_memory(own, size, backward=False) - output for own in mine}
+        script = str(HERE / "selective_scan.py")
+        beyond = {
+            own: peak_alone(script, {"name": own, "size": size, "backward": False}) - output
+            for own in mine
+        }
         add(f"MB of a forward without gradients beyond its output, {t} frames", "<= 8", beyond)
     found = errors(mine)
     for what, label, demand in (

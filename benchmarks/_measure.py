@@ -20,6 +20,15 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 
+MEASURED_ALONE = {
+    "OMP_NUM_THREADS": "1",
+    # Every large allocation comes from the system and goes back to it. Otherwise the heap keeps
+    # what was freed, and the same call has another peak from one process to the next.
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+"""Environment of a process whose peak memory is measured."""
+
 
 def make_inputs(b: int, d: int, n: int, t: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Draw inputs with the step sizes of a freshly initialised model."""
@@ -83,29 +92,33 @@ def measure_memory_here(run: Callable[..., Tensor], size: Mapping[str, int], bac
     torch.set_num_threads(1)
     once(run, make_inputs(**{**size, "b": 1, "t": 4}), backward=backward)
     inputs = make_inputs(**size)
+    return rise_of(lambda: once(run, inputs, backward=backward))
+
+
+def rise_of(run: Callable[[], object]) -> int:
+    """Return by how many kilobytes a call raises the resident size of this process at its peak."""
     with contextlib.suppress(OSError):
         # Makes the mark start again at the present size; Linux only.
         Path("/proc/self/clear_refs").write_text("5")
     before = _high_water()
-    once(run, inputs, backward=backward)
+    run()
     return _high_water() - before
 
 
-def peak_memory(name: str, size: Mapping[str, int], *, backward: bool) -> float:
-    """Return the peak of one call beyond its inputs in megabytes, from a process of its own.
+def peak_alone(script: str, case: Mapping[str, object]) -> float:
+    """Return what `script --memory-case CASE` prints, in megabytes instead of kilobytes.
 
-    Resident size and not an allocator's count, so that it holds for any implementation; the outputs
-    and the gradients are part of it.
+    A process of its own, and the resident size, not an allocator's count, so that it holds for any
+    implementation; outputs and gradients are part of it.
     """
-    case = json.dumps({"name": name, "size": dict(size), "backward": backward})
     done = subprocess.run(
-        [sys.executable, str(HERE / "selective_scan.py"), "--memory-case", case],
+        [sys.executable, script, "--memory-case", json.dumps(case)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **MEASURED_ALONE},
     )
     if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {name} at {dict(size)} failed: {done.stderr}")
+        raise RuntimeError(f"measuring the memory of {case} failed: {done.stderr}")
     return float(done.stdout.strip().splitlines()[-1]) / 1024
 
 
@@ -139,5 +152,7 @@ def stamp() -> dict[str, str | int]:
         "torch": torch.__version__,
         **{name: version for name, version in versions.items() if version},
         "commit": git("rev-parse", "--short", "HEAD") or "unknown",
-        "uncommitted_changes": int(bool(git("status", "--porcelain", "--", "../src", "."))),
+        "uncommitted_changes": int(
+            bool(git("status", "--porcelain", "--", "../src", ".", ":!results"))
+        ),
     }

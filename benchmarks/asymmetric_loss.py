@@ -16,14 +16,9 @@ Ours also checks the labels and masks the gaps, which no peer does.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from _asymmetric_peers import (
@@ -36,15 +31,12 @@ from _asymmetric_peers import (
     LossFunction,
     available,
 )
-from _measure import _high_water, smallest_times, stamp
+from _measure import peak_alone, rise_of, smallest_times, stamp
+from _report import RESULTS, Row, show, write
 from torch import Tensor
 
-from mmau._files import whole_file
-
-RESULTS = Path(__file__).parent / "results"
 SIZES = {"small": (4096, 12), "large": (65536, 80)}
 TARGETS = {"float32": torch.float32, "int8": torch.int8, "float32, 10 % missing": torch.float32}
-Row = dict[str, Any]
 
 
 def make_batch(size: tuple[int, int], target: str = "float32") -> tuple[Tensor, Tensor]:
@@ -84,28 +76,7 @@ def measure_memory_here(name: str, size: tuple[int, int], target: str) -> int:
         batch[0].grad = None
     else:
         once(loss, *make_batch((4, size[1]), target))
-    with contextlib.suppress(OSError):
-        # Makes the mark start again at the present size; Linux only.
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water()
-    once(loss, *batch)
-    return _high_water() - before
-
-
-def peak_memory(name: str, size: tuple[int, int], target: str) -> float:
-    """Return the peak of one call beyond its inputs in megabytes, from a process of its own."""
-    case = json.dumps({"name": name, "size": size, "target": target})
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory-case", case],
-        capture_output=True,
-        text=True,
-        # With a fixed threshold large blocks go back to the system when they are freed, so that
-        # what a case allocates is not hidden in what preparing it has left over; glibc only.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {name} at {size} failed: {done.stderr}")
-    return float(done.stdout.strip().splitlines()[-1]) / 1024
+    return rise_of(lambda: once(loss, *batch))
 
 
 def measure(sizes: dict[str, tuple[int, int]], repeats: int) -> list[Row]:
@@ -116,7 +87,10 @@ def measure(sizes: dict[str, tuple[int, int]], repeats: int) -> list[Row]:
             times = measure_times(size, target, repeats)
             shown = {name: times.get(name, "not run") for name in names}
             rows.append({"size": size, "target": target, "what": "milliseconds", **shown})
-        megabytes = {name: peak_memory(name, size, "float32") for name in names}
+        megabytes = {
+            name: peak_alone(__file__, {"name": name, "size": size, "target": "float32"})
+            for name in names
+        }
         rows.append({"size": size, "target": "float32", "what": "peak, MB", **megabytes})
     return rows
 
@@ -151,19 +125,6 @@ def demands(rows: list[Row]) -> list[Row]:
     return found
 
 
-def show(title: str, rows: list[Row]) -> None:
-    """Print rows as a table."""
-
-    def word(value: object) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    lines = [list(rows[0]), *([word(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(rows[0]))]
-    print(f"\n{title}")
-    for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,15 +155,9 @@ def main() -> None:
         "one process. Memory is the peak of one fresh process beyond its inputs, the gradient "
         f"included. {' '.join(left_out)}"
     )
-    for name, title, table in (
-        ("asymmetric_loss", "Asymmetric loss: demands", asked_for),
-        ("asymmetric_loss_cases", "Asymmetric loss: time and memory", rows),
-    ):
-        contents = {"title": title, "note": note.strip(), "stamp": where, "rows": table}
-        path = folder / f"{name}.json"
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {path}")
+    write(folder / "asymmetric_loss.json", "Asymmetric loss: demands", note, where, asked_for)
+    cases = folder / "asymmetric_loss_cases.json"
+    write(cases, "Asymmetric loss: time and memory", note, where, rows)
 
 
 if __name__ == "__main__":

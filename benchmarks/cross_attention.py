@@ -15,26 +15,19 @@ outputs and gradients included.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from _measure import _high_water, smallest_times, stamp
-from selective_scan import show, write
+from _measure import peak_alone, rise_of, smallest_times, stamp
+from _report import RESULTS, Row, show, write
 from torch import Tensor
 
 from mmau.functional import windowed_attention
 from mmau.modules import AsymmetricCrossAttention
 
-Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"
 HEADS, WINDOW = 8, 1.0
 WAYS = ("dense", "local")
 KINDS = (("forward", False), ("forward+backward", True))
@@ -101,25 +94,13 @@ def memory_here(case: Row) -> int:
     small = {**case["size"], "b": 1, "t": 100}
     once(*build(case["what"], case["way"], small), backward=case["backward"])
     given = build(case["what"], case["way"], case["size"])
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _high_water()
-    once(*given, backward=case["backward"])
-    return _high_water() - before
+    return rise_of(lambda: once(*given, backward=case["backward"]))
 
 
 def memory(what: str, way: str, size: dict[str, int], *, backward: bool) -> float:
     """Return the peak of one call in megabytes, from a process of its own."""
-    case = json.dumps({"what": what, "way": way, "size": size, "backward": backward})
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory-case", case],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {case} failed: {done.stderr}")
-    return float(done.stdout.strip().splitlines()[-1]) / 1024
+    case = {"what": what, "way": way, "size": size, "backward": backward}
+    return peak_alone(__file__, case)
 
 
 def measure(cases: tuple[dict[str, int], ...], repeats: int) -> list[Row]:

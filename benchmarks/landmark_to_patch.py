@@ -17,19 +17,16 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from _landmark_loop import region_weights
 from _measure import smallest_times, stamp
-from selective_scan import show, write
+from _report import RESULTS, Row, show, write
 from torch import Tensor
 
 from mmau.functional.landmark_patches import PATCH_MODES
 from mmau.modules import LandmarkToPatch
 
-Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"
 REGIONS = {
     "right_brow": range(17, 22),
     "left_brow": range(22, 27),

@@ -17,7 +17,6 @@ whole. The stages are wall time on one thread, the smallest of several runs; ste
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,21 +24,18 @@ import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 from _measure import stamp
+from _report import RESULTS, Row, show, write
 
-from mmau._files import whole_file
 from mmau.data.synthetic import render_face
 from mmau.inference import AUPredictor, LogitStream, StageTimes
 from mmau.media.video import VideoReader
 from mmau.models import Component, DetectorConfig, build_detector
 
-Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"
 HEIGHT, WIDTH, RATE = 360, 640, 16_000
 
 
@@ -250,23 +246,6 @@ def demands(memory: list[Row], steps: list[Row]) -> list[Row]:
     ]
 
 
-def show(title: str, rows: list[Row]) -> None:
-    """Print rows as a table."""
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(rows[0]))]
-    print(f"\n{title}")
-    for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-
-
-def write(name: str, title: str, note: str, where: Row, rows: list[Row]) -> None:
-    """Write one table of the documentation."""
-    text = json.dumps({"title": title, "note": note, "stamp": where, "rows": rows}, indent=2)
-    with whole_file(RESULTS / f"{name}.json") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
-    print(f"written to {RESULTS / name}.json")
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -303,17 +282,17 @@ def main() -> None:
     if quick:
         return
     model = "The model is the demo's small one; the film is 640 x 360 with one face and sound. "
-    write("predict", "Predict: demands", model, where, asked_for)
-    write("predict_stages", "Predict: stages, one thread", model, where, stages)
+    write(RESULTS / "predict.json", "Predict: demands", model, where, asked_for)
+    write(RESULTS / "predict_stages.json", "Predict: stages, one thread", model, where, stages)
     write(
-        "predict_memory",
+        RESULTS / "predict_memory.json",
         "Predict: peak memory of the process",
         f"{model}Few frames per second, so that an hour is affordable; the sound is whole.",
         where,
         memory,
     )
     write(
-        "predict_steps",
+        RESULTS / "predict_steps.json",
         "Predict: one live step",
         f"{model}The temporal models alone have the paper's widths.",
         where,

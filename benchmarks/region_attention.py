@@ -17,22 +17,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from _measure import _high_water, smallest_times, stamp
+from _measure import peak_alone, rise_of, smallest_times, stamp
 from _region_peers import MHA, NAMES, NUM_HEADS, OURS, SDPA, build, inputs, once
-from selective_scan import show, write
+from _report import RESULTS, Row, show, write
 
 from mmau.functional.region_attention import choose_region_attention
 
-Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"
 KINDS = {
     "forward": {"backward": False, "frozen": True},
     "forward+backward": {"backward": True, "frozen": False},
@@ -44,11 +38,6 @@ FRAMES = {256: 16, 1369: 4}
 """Patches of 224 and of 518 pixels at 14 pixels a patch, and frames at a time."""
 DEMANDED = {"b": 16, "m": 10, "p": 256, "d": 768}
 MEMORY_FRAMES = 64
-# Freed buffers leave the resident size at once, for everyone: without this, glibc keeps those below
-# 32 MB, and the peak depends on the order of what came before.
-MEMORY_SETTINGS = {
-    "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"
-}  # fmt: skip
 
 
 def measure_times(
@@ -81,27 +70,7 @@ def memory_here(case: Row) -> int:
     small = inputs(what, {**size, "b": 1}, frozen=options["frozen"])
     once(module, small, backward=options["backward"])
     given = inputs(what, size, frozen=options["frozen"])
-    try:
-        # Makes the mark start again at the present size; Linux only.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        print("peaks include what came before the call.", file=sys.stderr)
-    before = _high_water()
-    once(module, given, backward=options["backward"])
-    return _high_water() - before
-
-
-def peak_memory(case: Row) -> float:
-    """Return the peak of one call in megabytes, from a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory-case", json.dumps(case)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **MEMORY_SETTINGS},
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {case} failed: {done.stderr}")
-    return float(done.stdout.strip().splitlines()[-1]) / 1024
+    return rise_of(lambda: once(module, given, backward=options["backward"]))
 
 
 def measure_memory(whats: Iterable[str], sizes: Iterable[dict[str, int]]) -> list[Row]:
@@ -111,7 +80,7 @@ def measure_memory(whats: Iterable[str], sizes: Iterable[dict[str, int]]) -> lis
         for size in sizes:
             for kind in KINDS:
                 case = {"what": what, "size": size, "kind": kind}
-                peaks = {name: peak_memory({**case, "name": name}) for name in NAMES}
+                peaks = {name: peak_alone(__file__, {**case, "name": name}) for name in NAMES}
                 part = peaks[OURS] / min(peaks[MHA], peaks[SDPA])
                 rows.append({**case, **peaks, "part of the smaller": part})
     return rows

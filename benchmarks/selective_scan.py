@@ -21,22 +21,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from _demands import Row, demands, losses
+from _demands import demands, losses
 from _layers import build_layers
 from _layers import once as layer_once
 from _measure import (
     make_inputs,
     measure_memory_here,
     once,
-    peak_memory,
+    peak_alone,
     smallest_times,
     stamp,
 )
 from _peers import LOADERS, LOOPS, Scan, available
+from _report import RESULTS, Row, show, write
 
 from mmau._files import whole_file
 
-RESULTS = Path(__file__).parent / "results"
 CASES = {
     "long clips": {"b": 2, "d": 256, "n": 16, "t": 4096},
     "a very long clip": {"b": 1, "d": 256, "n": 16, "t": 16384},
@@ -48,21 +48,6 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 LONGEST_LOOP = 1024
 """Frames up to which the peers with a quadratic backward are measured; beyond they take minutes."""
 KINDS = (("forward", False), ("forward+backward", True))
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """Print rows as a table."""
-
-    def word(value: object) -> str:
-        if isinstance(value, dict):
-            return str(tuple(value.values()))
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    lines = [list(rows[0]), *([word(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(rows[0]))]
-    print(f"\n{title}")
-    for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def scan_times(
@@ -90,7 +75,7 @@ def measure_cases(
             times = scan_times(scans, size, repeats, backward, LONGEST_LOOP)
             rows.append({"case": case, "size": size, "what": f"{what}, ms", **times})
         megabytes = {
-            name: peak_memory(name, size, backward=True)
+            name: peak_alone(__file__, {"name": name, "size": size, "backward": True})
             if name not in LOOPS or (size["t"] <= LONGEST_LOOP and not quick)
             else "not run"
             for name in scans
@@ -148,14 +133,6 @@ def draw(lengths: list[Row], path: Path) -> None:
     figure.axes[0].legend(fontsize=7)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=90)
-
-
-def write(path: Path, title: str, note: str, where: Row, rows: list[Row]) -> None:
-    """Write one table of the documentation."""
-    text = json.dumps({"title": title, "note": note, "stamp": where, "rows": rows}, indent=2)
-    with whole_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
-    print(f"written to {path}")
 
 
 def main() -> None:

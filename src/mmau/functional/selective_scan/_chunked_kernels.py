@@ -280,12 +280,17 @@ def _fill_gradients(
     memory = _Kept(frames, kept)
     zoh, drop = frames.zoh, None
     hardly_moves, forgets = frames.precautions() if zoh else (False, False)
+    # What is not asked for again makes room for what comes, unless it is kept for a second backward
+    # or one of the cautious paths needs it to the end.
+    makes_room = zoh and not (hardly_moves or forgets or memory.last_of > 0)
     # One sum over all frames at the end, instead of one for each chunk.
-    sum_A, *buffers = frames.buffers(4 + 2 * hardly_moves + 2 * (memory.last_of != 1))
+    sum_A, *buffers = frames.buffers(
+        2 + 2 * (not makes_room) + 2 * hardly_moves + 2 * (memory.last_of != 1)
+    )
     sum_A.zero_()
 
     for index, chunk in reversed(list(enumerate(frames.chunks))):
-        dA, v, G, spare, *others = (t[: chunk.stop - chunk.start] for t in (sum_A, *buffers))
+        dA, v, *others = (t[: chunk.stop - chunk.start] for t in (sum_A, *buffers))
         x, delta, B, C = (t[chunk] for t in (frames.x, frames.delta, frames.B, frames.C))
         frames.target(chunk, v)
         if index + 1 == memory.last_of:
@@ -293,13 +298,12 @@ def _fill_gradients(
         else:
             h, w = others[-2], frames.factor(chunk, others[-1])
             frames.run(chunk, memory.starts[index], w, v, out=h)
+        G, spare = (h, w) if makes_room else others[:2]
         if frames.reset is not None:
             drop = frames.reset[chunk]
 
-        torch.mul(grad_y[chunk], C, out=G)
-        torch.sum(torch.mul(h, grad_y[chunk], out=spare), 3, out=grad_C[chunk])
         if zoh:
-            S = others[0] if hardly_moves else v
+            S = others[2] if hardly_moves else v
             if forgets:
                 spare[0].copy_(memory.starts[index])
                 spare[1:].copy_(h[:-1])
@@ -308,12 +312,14 @@ def _fill_gradients(
                 torch.sub(v, spare, out=S).mul_(frames.fast_decay(chunk, spare))
             else:
                 torch.sub(v, h, out=S)
+            torch.sum(torch.mul(h, grad_y[chunk], out=G), 3, out=grad_C[chunk])
+            torch.mul(grad_y[chunk], C, out=G)
             loss = w if drop is None else torch.masked_fill(w, drop, 1.0)
             carried = _adjoint(G, loss, carried, spare)
             torch.sum(S.mul_(G).mul_(frames.rate), 2, out=grad_delta[chunk])
             if hardly_moves:
                 u = torch.mul(delta, frames.rate, out=spare)
-                q = _lag(u, w, S, others[1])
+                q = _lag(u, w, S, others[3])
                 dA.addcmul_(u.mul_(h).addcmul_(q, v, value=-1), G)
             else:
                 dA.addcmul_(S, delta, value=-1)
@@ -324,6 +330,8 @@ def _fill_gradients(
                 dA.addcmul_(entering, x)
             torch.sum(torch.mul(P, x, out=spare), 3, out=grad_B[chunk])
         else:
+            torch.sum(torch.mul(h, grad_y[chunk], out=G), 3, out=grad_C[chunk])
+            torch.mul(grad_y[chunk], C, out=G)
             S = v
             torch.mul(w[0], memory.starts[index], out=S[0])
             torch.mul(w[1:], h[:-1], out=S[1:])
