@@ -40,6 +40,9 @@ def train(loss: nn.Module) -> torch.Tensor:
 # In each bin of predictions, how often was the label 1? On the diagonal a prediction is a
 # probability. The sigmoid of an ASL model is far from it; its `posterior`, in which nothing is
 # fitted, is on it. Focal loss is right at 0.5 and too unsure of itself on either side.
+#
+# The way back, `logits_from_posterior`, says where the usual 0.5 of a probability lies on the
+# sigmoid, and so which threshold an ASL model should have had.
 
 
 def reliability(prob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -55,7 +58,7 @@ def reliability(prob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
 
 asl, focal = AsymmetricLoss(), FocalLoss()
 output = torch.linspace(0, 1, 201)
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 for axes, loss, name in ((left, asl, "ASL (1, 4, 0.05)"), (right, focal, "focal (2)")):
     logits = train(loss)
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
@@ -71,17 +74,12 @@ for axes, loss, name in ((left, asl, "ASL (1, 4, 0.05)"), (right, focal, "focal 
     axes.legend(fontsize=8, loc="upper left")
     print(f"{name}: sigmoid 0.5 stands for {float(loss.posterior(torch.zeros(1))):.3f}")
 
-# %%
-# The way back, `logits_from_posterior`, says where the usual 0.5 of a probability lies on the
-# sigmoid, and so which threshold an ASL model should have had.
-
 half = float(asl.posterior(torch.zeros(1)))
 threshold = float(asl.logits_from_posterior(torch.tensor([0.5])).sigmoid())
 left.plot([0.5, 0.5, 0], [0, half, half], color="tab:red", linewidth=0.8)
-left.annotate(f"0.5 stands for {half:.3f}", (0.52, half - 0.06), fontsize=8)
+left.annotate(f"0.5 stands for {half:.3f}", (0.655, half - 0.06), fontsize=8)
 left.plot([threshold, threshold, 0], [0, 0.5, 0.5], color="tab:red", linewidth=0.8, linestyle=":")
 left.annotate(f"{threshold:.3f} for 0.5", (threshold + 0.02, 0.4), fontsize=8)
 left.set_ylabel("how often the label was 1")
 figure.suptitle("What predictions stand for, before and after the posterior")
-figure.tight_layout()
 plt.show()

@@ -14,7 +14,6 @@ four ways that are found in public code. Only the first is the official metric o
 import matplotlib.pyplot as plt
 import torch
 
-from mmau.action_units import AU_NAMES
 from mmau.metrics import AUCounts, bootstrap_by_video, trivial_floors
 
 torch.manual_seed(0)
@@ -53,7 +52,9 @@ ways = {
 # the other three lies in it. The dotted line is what predicting every Action Unit in every frame
 # scores, [a floor][mmau.metrics.trivial_floors] to print beside every result.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), width_ratios=[1, 1.5])
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(10.5, 3.8), width_ratios=[1, 1.5], layout="constrained"
+)
 order = rate.argsort(descending=True).tolist()
 colors, markers = ["tab:orange", "lightsteelblue", "darkseagreen", "silver"], "osv^"
 for row, (name, scores) in enumerate(ways.items()):
@@ -66,9 +67,10 @@ floor = trivial_floors(truth).mean_all_ones
 left.axvline(floor, color="black", linestyle=":", linewidth=1, zorder=0)
 left.text(floor + 0.01, 3.66, "every AU in every frame", fontsize=7)
 left.set(title="mean over 12 Action Units", xlabel="F1", yticks=[], ylim=(3.8, -0.6))
-right.set_xticks(range(12), [f"{AU_NAMES[c]}\n{100 * rate[c]:.3g} %" for c in order], fontsize=7)
+right.set_xticks(
+    range(12), [f"{pooled.au_names[c]}\n{100 * rate[c]:.3g} %" for c in order], fontsize=7
+)
 right.set(title="each Action Unit, frequent to rare", ylabel="F1", ylim=(0, 1))
 right.legend(fontsize=7, loc="lower left")
 figure.suptitle("One set of predictions, four kinds of F1")
-figure.tight_layout()
 plt.show()
