@@ -19,7 +19,8 @@ def card(example: dict[str, Any], prefix: str = "") -> str:
         Markdown; the links are checked by the strict build.
     """
     title = escape(example["title"])
-    question = escape(example["intro"])
+    # A tooltip is plain text: code marks in it would end the attribute for Markdown.
+    question = escape(example["intro"].replace("`", ""))
     # A Markdown link, because MkDocs neither rewrites nor checks the address of a raw `<a>`.
     picture = f"![]({prefix}{example['thumb']}){{ loading=lazy }}"
     address = f"{prefix}{example['stem']}.md"

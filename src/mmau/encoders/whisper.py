@@ -214,13 +214,16 @@ class WhisperEncoder(nn.Module):
         """
         check_config_keys(config, WhisperConfig)
         # The decoder is never built at its size: one narrow layer, thrown away.
-        small = {"decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8}
-        model = WhisperModel(
-            WhisperConfig(
-                **{"vocab_size": 8, "pad_token_id": 0, **small, **config},
-                attn_implementation=attention,
-            )
-        )
+        small: dict[str, Any] = {
+            "decoder_layers": 1,
+            "decoder_attention_heads": 1,
+            "decoder_ffn_dim": 8,
+            "vocab_size": 8,
+            "pad_token_id": 0,
+            # transformers remarks on those that are outside of so small a vocabulary.
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "decoder_start_token_id"), 1),
+        }
+        model = WhisperModel(WhisperConfig(**{**small, **config}, attn_implementation=attention))
         return cls(
             model.get_submodule("encoder"),
             lora_rank=lora_rank,
