@@ -278,10 +278,10 @@ class WhisperEncoder(nn.Module):
             `(b, num_mel_bins, n / 160)`.
         """
         spectrum = torch.stft(
-            waveform.float(), _WINDOW, _HOP, window=self._window, return_complex=True
+            waveform.float(), _WINDOW, _HOP, window=self._window.float(), return_complex=True
         )
         power = spectrum[..., :-1].abs().square()
-        logs = torch.log10((self._mel.T @ power).clamp_min(1e-10))
+        logs = torch.log10((self._mel.T.float() @ power).clamp_min(1e-10))
         logs = logs.maximum(logs.amax((1, 2), keepdim=True) - 8.0)
         picture: Tensor = ((logs + 4.0) / 4.0).to(waveform.dtype)
         return picture
