@@ -78,6 +78,7 @@ def region_attention(
         Section 3.2 of the paper; the folding is ours.
 
     Examples:
+        >>> import torch
         >>> eye = torch.eye(2)
         >>> found = region_attention(torch.zeros(1, 1, 2), torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]),
         ...                          eye, eye, num_heads=1, return_attention=True)
