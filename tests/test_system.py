@@ -66,19 +66,21 @@ def movies(tmp_path_factory):
 def test_recipe_writes_everything(smoke_run):
     out, said = smoke_run
     assert "floor: every AU in every frame" in said
-    assert "thresholds of other videos" in said
+    assert "cross-fitted thresholds + smoothing" in said
     metrics = json.loads((out / "metrics.json").read_text())
-    system = metrics["systems"]["audio + video"]
-    for way in ("raw at 0.5", "posterior at 0.5", "thresholds of other videos"):
-        interval = system[way]["all"]
+    scores = metrics["systems"]["audio + video"]["mean_f1"]
+    for way in ("raw at 0.5", "posterior at 0.5", "cross-fitted thresholds"):
+        interval = scores[way]["all"]
         assert 0 <= interval["low"] <= interval["high"] <= 1
     assert metrics["provenance"]["data"] == "rendered from two photographs"
     assert json.loads((out / "config.json").read_text())["data"]["render"]["num_train"] == 4
-    assert {p.name for p in (out / "checkpoint").iterdir()} == {
-        "model.safetensors",
-        "config.json",
-        "calibration.json",
-    }
+    for folder in (out / "checkpoint", out / "detector" / "best"):
+        names = {p.name for p in folder.iterdir()}
+        assert {"model.safetensors", "config.json"} <= names
+    assert (out / "checkpoint" / "calibration.json").is_file()
+    steps = [json.loads(s) for s in (out / "detector" / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert not list(out.glob("*/states/*"))  # a finished run of this preset keeps no state
     assert (out / "timeline.png").stat().st_size > 10_000
     assert not list(out.rglob("*.partial*"))
 

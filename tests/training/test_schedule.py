@@ -32,6 +32,18 @@ def test_the_shape_of_the_curve(warmup, rest, end):
     assert middle == pytest.approx(exact)
 
 
+def test_the_last_steps_can_stay_at_one_rate():
+    curve = [
+        warmup_cosine_factor(
+            s, warmup_steps=2, total_steps=10, constant_steps=3, constant_factor=0.4
+        )
+        for s in range(12)
+    ]
+    plain = [warmup_cosine_factor(s, warmup_steps=2, total_steps=10) for s in range(12)]
+    assert curve[:7] == plain[:7]
+    assert curve[7:] == [0.4] * 5
+
+
 def test_groups_keep_their_ratio():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(
@@ -54,6 +66,8 @@ def test_groups_keep_their_ratio():
     [
         ({"total_steps": 0}, "`total_steps` must be in"),
         ({"warmup_steps": 11}, r"`warmup_steps` must be in \[0, 10\]"),
+        ({"constant_steps": 11}, r"`constant_steps` must be in \[0, 10\]"),
+        ({"constant_factor": 1.5}, "`constant_factor` must be in"),
         ({"final_factor": 2.0}, "`final_factor` must be in"),
     ],
 )

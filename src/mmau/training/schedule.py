@@ -10,11 +10,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mmau._checks import check_range
 
-__all__ = ["warmup_cosine", "warmup_cosine_factor"]
+__all__ = ["set_learning_rates", "warmup_cosine", "warmup_cosine_factor"]
 
 
 def warmup_cosine_factor(
-    step: int, *, warmup_steps: int, total_steps: int, final_factor: float = 0.0
+    step: int,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    final_factor: float = 0.0,
+    constant_steps: int = 0,
+    constant_factor: float | None = None,
 ) -> float:
     r"""Return the share of the peak learning rate at a step.
 
@@ -23,13 +29,16 @@ def warmup_cosine_factor(
        \Bigl(1 + \cos \pi \frac{s - w}{\max(1, T - w)}\Bigr) $$
 
     with warm-up $w$ and total $T$. The first step already learns, the peak is reached at the end of
-    the warm-up, and steps after the last one stay at the end value.
+    the warm-up, and steps after the last one stay at the end value. With `constant_factor` the last
+    `constant_steps` leave the cosine and stay at that share: what weight averaging wants.
 
     Args:
         step: Steps taken so far, from 0.
         warmup_steps: Steps of linear warm-up; 0 for none.
         total_steps: Steps of the whole run.
         final_factor: Share at the end, in [0, 1]; above 0 leaves room for weight averaging.
+        constant_steps: Steps at the end that `constant_factor` is for.
+        constant_factor: Their share of the peak, in [0, 1]; `None` goes on with the cosine.
 
     Returns:
         A factor in [0, 1].
@@ -44,7 +53,12 @@ def warmup_cosine_factor(
     check_range("total_steps", total_steps, 1)
     check_range("warmup_steps", warmup_steps, 0, total_steps)
     check_range("final_factor", final_factor, 0, 1)
+    check_range("constant_steps", constant_steps, 0, total_steps)
     check_range("step", step, 0)
+    if constant_factor is not None:
+        check_range("constant_factor", constant_factor, 0, 1)
+        if step >= total_steps - constant_steps:
+            return constant_factor
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
@@ -78,3 +92,32 @@ def warmup_cosine(
         final_factor=final_factor,
     )
     return LambdaLR(optimizer, factor)
+
+
+def set_learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
+    """Give each group its share of its own peak; the step is the only state, so resume is exact.
+
+    The peak of a group is what its `lr` was when this was first called, kept as `initial_lr`.
+
+    Args:
+        optimizer: Its groups may have names, as `parameter_groups` gives them.
+        factor: Share of the peak, at least 0.
+
+    Returns:
+        Name (or number) of each group to its learning rate.
+
+    Raises:
+        ValueError: If `factor` is negative.
+
+    Examples:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.2)
+        >>> set_learning_rates(optimizer, 0.5), set_learning_rates(optimizer, 0.1)
+        ({'0': 0.1}, {'0': 0.02})
+    """
+    check_range("factor", factor, 0)
+    rates = {}
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        rates[str(group.get("name", number))] = group["lr"]
+    return rates

@@ -13,13 +13,24 @@ from mmau._checks import check_choice, check_range
 from mmau.data.synthetic.camera import apply_exposure, draw_cutaway, draw_exposure, draw_view
 from mmau.data.synthetic.config import SyntheticConfig
 from mmau.data.synthetic.face_warp import Face, FaceWarp, load_faces
+from mmau.data.synthetic.occlusion import draw_occluders, occlude
 from mmau.data.synthetic.photographs import PHOTOGRAPHS
 from mmau.data.synthetic.sounds import draw_waveform
 from mmau.data.synthetic.timeline import Event, draw_events, draw_hidden, intensities_at
 
 __all__ = ["ClipPlan", "SyntheticClip", "plan_clip", "render_clip", "render_face"]
 
-_STREAMS = ("look", "events", "hidden", "identity", "motion", "exposure", "cutaway", "sound")
+_STREAMS = (
+    "look",
+    "events",
+    "hidden",
+    "identity",
+    "motion",
+    "exposure",
+    "cutaway",
+    "sound",
+    "occluder",
+)
 DEFAULT_SIZE = 192
 """Side of the square picture in pixels."""
 
@@ -191,6 +202,8 @@ def render_clip(
     if len(shown):
         frames[shown] = apply_exposure(warp.render(some, some_view), gains[shown]).numpy()
         mesh[shown] = warp.vertices(some, some_view).numpy()
+    if config.occluded:
+        _put_something_in_front(plan, config, frames, mesh)
     cutaway = _generator(plan.seed, "cutaway")
     for start, stop in hidden_ranges(plan.hidden):
         frames[start:stop] = draw_cutaway(cutaway, stop - start, size)
@@ -204,6 +217,21 @@ def render_clip(
     return SyntheticClip(
         **vars(plan), frames=frames, mesh=mesh, waveform=waveform, sample_rate=config.sample_rate
     )
+
+
+def _put_something_in_front(
+    plan: ClipPlan, config: SyntheticConfig, frames: np.ndarray, mesh: np.ndarray
+) -> None:
+    rng = _generator(plan.seed, "occluder")
+    vertex, radius = draw_occluders(
+        rng,
+        plan.timestamps,
+        config.occluded,
+        seconds=config.occluder_seconds,
+        radius=config.occluder_radius,
+        num_vertices=mesh.shape[1],
+    )
+    occlude(rng, frames, mesh, vertex, radius)
 
 
 def hidden_ranges(hidden: np.ndarray) -> list[tuple[int, int]]:

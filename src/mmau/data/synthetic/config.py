@@ -54,6 +54,17 @@ class SyntheticConfig:
     """Seconds the face stays in the picture, drawn independently of the episodes."""
     hidden: tuple[float, float] = (2.0, 4.0)
     """Seconds the picture shows no face, drawn independently of the episodes; (0, 0) for never."""
+    occluded: float = 0.0
+    """Share of the time in which something covers part of the visible face."""
+    occluder_seconds: tuple[float, float] = (0.8, 2.5)
+    """Seconds it stays at one place of the face, drawn independently of the episodes."""
+    occluder_radius: tuple[float, float] = (0.08, 0.2)
+    """Its radius, as a share of the height of the face."""
+    mood: tuple[float, float] = (0.0, 0.0)
+    """Seconds a mood lasts; (0, 0) for none. A bell, heard once at its start, decides which of its
+    two episodes every sound announces until the next bell: to know, one must remember."""
+    episode_weights: tuple[float, ...] = ()
+    """How often each kind of `EPISODES` occurs, in that order; equally often if empty."""
     identity: float = 1.0
     """Strength of the change of proportions between clips; 0 keeps the photograph's own."""
     motion: float = 1.0
@@ -70,8 +81,9 @@ class SyntheticConfig:
     """Standard deviation of the noise under all sounds, full scale being 1."""
 
     def __post_init__(self) -> None:
-        for name in ("silent", "distractors", "faint", "mirrored", "label_threshold"):
+        for name in ("silent", "distractors", "faint", "occluded", "mirrored"):
             check_range(name, getattr(self, name), 0, 1)
+        check_range("label_threshold", self.label_threshold, 0, 1)
         for name in ("identity", "motion", "exposure", "background_noise"):
             check_range(name, getattr(self, name), 0)
         for name in ("peak", "faint_peak"):
@@ -80,12 +92,23 @@ class SyntheticConfig:
         check_range("sample_rate", self.sample_rate, 8000, 96_000)
         for one in fields(self):
             value = getattr(self, one.name)
-            if isinstance(value, tuple):
+            if isinstance(value, tuple) and one.name != "episode_weights":
                 if len(value) != 2 or not value[0] <= value[1]:
                     raise ValueError(
                         f"`{one.name}` must be (low, high) with low <= high; got {value!r}."
                     )
                 check_range(one.name, value[0], 0)
+        weights = self.episode_weights
+        if weights and (len(weights) != 6 or min(weights) < 0 or not sum(weights)):
+            raise ValueError(
+                "`episode_weights` must be empty or six numbers, none negative and not all 0; got "
+                f"{weights!r}."
+            )
+        if self.mood[1] and weights and not min(weights):
+            raise ValueError(
+                "`episode_weights` must all be positive where `mood` decides between two episodes; "
+                f"got {weights!r}."
+            )
         # A ramp of no length would divide by zero, a view of no length would never end.
-        for name in ("rise", "fall", "visible"):
+        for name in ("rise", "fall", "visible", "occluder_seconds"):
             check_range(name, getattr(self, name)[0], 0, open_low=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmau._checks import check_choice, check_range
-from mmau.data.synthetic.timeline import Event
+from mmau.data.synthetic.timeline import BELLS, Event
 
 __all__ = ["SOUNDS", "draw_waveform", "make_sound"]
 
@@ -31,7 +31,7 @@ def make_sound(kind: str, rng: np.random.Generator, sample_rate: int) -> np.ndar
     """Synthesise one sound.
 
     Args:
-        kind: One of `SOUNDS`.
+        kind: One of `SOUNDS` or `BELLS`.
         rng: Source of the noise in it.
         sample_rate: Samples per second, in Hz.
 
@@ -45,10 +45,13 @@ def make_sound(kind: str, rng: np.random.Generator, sample_rate: int) -> np.ndar
         >>> make_sound("sigh", np.random.default_rng(0), 16_000).shape
         (12800,)
     """
-    check_choice("kind", kind, SOUNDS)
+    check_choice("kind", kind, (*SOUNDS, *BELLS))
     check_range("sample_rate", sample_rate, 8000)
-    seconds = {"gasp": 0.35, "laugh": 1.0, "sigh": 0.8}[kind]
+    seconds = {"gasp": 0.35, "laugh": 1.0, "sigh": 0.8}.get(kind, 1.0)
     time = np.arange(int(seconds * sample_rate)) / sample_rate
+    if kind in BELLS:
+        pitch = {"low bell": 700.0, "high bell": 2000.0}[kind] * rng.uniform(0.97, 1.03)
+        return np.asarray(0.5 * np.sin(2 * np.pi * pitch * time) * np.exp(-time / 0.4))
     if kind == "gasp":
         noise = _band_noise(rng, len(time), sample_rate, 900, min(6000, sample_rate * 0.4))
         return 0.5 * noise * (time / seconds) ** 1.5

@@ -16,6 +16,8 @@ from mmau.action_units import AU_NAMES
 from mmau.data.synthetic.config import SyntheticConfig
 
 __all__ = [
+    "BELLS",
+    "CUE",
     "DISTRACTOR",
     "EPISODES",
     "Episode",
@@ -46,6 +48,10 @@ EPISODES: dict[str, Episode] = {
 }
 """The names are labels of AU combinations, not claims about feelings."""
 
+BELLS = ("low bell", "high bell")
+"""Sounds that announce a mood, see `SyntheticConfig.mood`."""
+CUE = "cue"
+"""Kind of an event that is a bell: the start of a mood, see `SyntheticConfig.mood`."""
 DISTRACTOR = "distractor"
 """Kind of an event that is a sound and nothing else."""
 _FIRST_SOUND = (0.4, 1.2)
@@ -57,7 +63,7 @@ class Event:
     """One episode with or without a sound, or one distracting sound."""
 
     kind: str
-    """A key of `EPISODES`, or `DISTRACTOR`."""
+    """A key of `EPISODES`, `CUE` or `DISTRACTOR`."""
     sound: str | None
     """Name of the sound, `None` if silent."""
     sound_time: float
@@ -102,11 +108,11 @@ def draw_events(
     """
     check_range("duration", duration, 0, open_low=True)
     config = config or SyntheticConfig()
-    kinds = tuple(EPISODES)
-    events = []
+    events = _draw_cues(rng, duration, config)
+    cues = tuple(events)
     time = float(rng.uniform(*_FIRST_SOUND))
     while time < duration - _LAST_START:
-        kind = kinds[rng.integers(len(kinds))]
+        kind = _draw_kind(rng, config, cues, time)
         onset = time + float(rng.uniform(*config.lead))
         rise, hold, fall = (float(rng.uniform(*r)) for r in (config.rise, config.hold, config.fall))
         faint = rng.random() < config.faint
@@ -121,7 +127,36 @@ def draw_events(
             chosen = sounds[rng.integers(len(sounds))]
             at = float(rng.uniform(end, time))
             events.append(Event(DISTRACTOR, chosen, at, at, 0.0, 0.0, 0.0, {}))
-    return events
+    return sorted(events, key=lambda event: event.sound_time) if cues else events
+
+
+def _draw_cues(rng: np.random.Generator, duration: float, config: SyntheticConfig) -> list[Event]:
+    """Draw the moods of a clip; each is one of two, whatever the one before was."""
+    cues: list[Event] = []
+    time = float(rng.uniform(0.1, 0.4)) if config.mood[1] else duration
+    while time < duration:
+        cues.append(Event(CUE, BELLS[rng.integers(2)], time, time, 0.0, 0.0, 0.0, {}))
+        time += float(rng.uniform(*config.mood))
+    return cues
+
+
+def _draw_kind(
+    rng: np.random.Generator, config: SyntheticConfig, cues: Sequence[Event], time: float
+) -> str:
+    kinds = tuple(EPISODES)
+    weights = np.array(config.episode_weights or (1.0,) * len(kinds))
+    past = [cue for cue in cues if cue.sound_time <= time]
+    if past:
+        mood = BELLS.index(str(past[-1].sound))
+        seen: list[str] = []
+        for number, kind in enumerate(kinds):
+            # Each sound announces two episodes; the mood says which of them it is.
+            if seen.count(EPISODES[kind].sound) != mood:
+                weights[number] = 0.0
+            seen.append(EPISODES[kind].sound)
+    if not config.episode_weights and not past:
+        return kinds[rng.integers(len(kinds))]
+    return kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
 
 
 def intensities_at(events: Sequence[Event], times: np.ndarray) -> np.ndarray:

@@ -165,7 +165,9 @@ def _claim(root: Path, settings: dict[str, Any]) -> bool:
     for name in (TRUTH_FILE, _PLAN_FILE):
         if (root / name).is_file():
             found = json.loads((root / name).read_text(encoding="utf-8"))["settings"]
-            wanted = json.loads(json.dumps(settings))
+            # A folder from before a knob existed was rendered with its default.
+            found["config"] = asdict(SyntheticConfig()) | found.get("config", {})
+            found, wanted = (json.loads(json.dumps(one)) for one in (found, settings))
             differing = [key for key in wanted if found.get(key) != wanted[key]]
             if differing:
                 raise ValueError(

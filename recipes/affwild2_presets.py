@@ -1,0 +1,291 @@
+"""What the recipe can be told, the presets, and the rows of the ablation (Table 1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from mmau.data.synthetic import SyntheticConfig
+from mmau.models import Component, DetectorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """The embedded data set, rendered at run time."""
+
+    num_train: int = 160
+    """Training clips."""
+    num_validation: int = 40
+    """Held-out clips: other seeds, other proportions of the face, the same two photographs."""
+    num_frames: int = 160
+    """Frames per clip."""
+    fps: float = 15.0
+    """Frames per second."""
+    knobs: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """How hard the data are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the videos are and how they are cut."""
+
+    root: Path | None = None
+    """Aff-Wild2: `videos/` and `AU_Detection_Challenge/{Train_Set,Validation_Set}/` in it."""
+    render: RenderConfig | None = None
+    """Render a data set instead of reading one."""
+    prepared: Path | None = None
+    """Cache of faces, landmarks and sound; `<out>/prepared` if left out."""
+    clip_frames: int = 256
+    """Consecutive frames per clip (paper: 256)."""
+    flip: float = 0.0
+    """Share of training clips that are mirrored."""
+    drop_sound: float = 0.0
+    """Share of training clips that lose their sound (modality dropout)."""
+    drop_face: float = 0.0
+    """Share of training clips that lose their pictures; never both at once."""
+    jobs: int = 2
+    """Processes that prepare videos, on each machine or GPU."""
+    workers: int = 0
+    """Processes that read clips ahead of training, per GPU; 0 reads in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameStage:
+    """Teach the visual encoder on single frames before the temporal model sees it.
+
+    A supervised stand-in for a foundation model, for encoders that start from random weights. It
+    uses the labels of training frames in which a face was found, and nothing else. The encoder is
+    frozen afterwards, and what it sees is computed once.
+    """
+
+    epochs: int = 3
+    """Passes over the frames; 0 leaves the encoder as it was drawn."""
+    batch_size: int = 32
+    """Frames per step; small steps learn far more per second here."""
+    lr: float = 1.5e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """AdamW weight decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the detector is trained; the defaults are the paper's (section 4.1)."""
+
+    lr: float = 2e-4
+    """Peak learning rate of the new modules."""
+    lr_adapters: float = 1e-5
+    """Peak learning rate of LoRA and adapter weights inside the encoders."""
+    weight_decay: float = 1e-4
+    """AdamW weight decay; norms, biases, A_log and the bias of Delta are exempt."""
+    epochs: int = 30
+    """Passes over the clips. The paper does not say; we chose."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up before the cosine."""
+    batch_clips: int = 16
+    """Clips per step, over all GPUs and pieces (paper: 16 per GPU)."""
+    accumulate: int = 1
+    """Pieces of a step, one after the other, whose gradients are added up: less memory."""
+    clip_grad: float = 1.0
+    """Largest norm of the gradient."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; weights and loss stay fp32. fp16 needs a GPU."""
+    swa_epochs: int = 5
+    """Last epochs whose weights are averaged; 0 for none. The paper says 'the last few'."""
+    swa_lr: float | None = None
+    """Constant learning rate of the new modules in those epochs; the cosine goes on if left out."""
+    final_lr: float = 0.05
+    """Share of the peak rate at the end: a cosine to zero would leave nothing to average."""
+    validate_every: int = 1
+    """Epochs from one validation to the next; 0 for never. The best one is kept in `best/`."""
+    patience: int | None = None
+    """Validations without a gain after which training stops; never if left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateConfig:
+    """How often a run makes sure that it can be continued."""
+
+    every: int = 100
+    """Steps from one state on disk to the next."""
+    keep: int = 2
+    """States that are kept."""
+    keep_when_done: bool = True
+    """Keep the last states of a finished run: the same command then trains nothing again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    loss: Component = field(default_factory=lambda: Component("asl"))
+    """Training loss; `asl` has the paper's gamma_pos 1, gamma_neg 4, margin 0.05 by default."""
+    frame_stage: FrameStage | None = None
+    """Train the visual encoder on single frames first, then freeze and cache what it sees."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    states: StateConfig = field(default_factory=StateConfig)
+    compare_video_only: bool = False
+    """Also train the same detector without sound, and report both on frames without a face."""
+    tensorboard: bool = False
+    """Write the numbers of `metrics.jsonl` for TensorBoard, too."""
+    seed: int = 0
+    """Seed of data, weights and order."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; with `torchrun`, one process per GPU."""
+    out: Path = Path("runs/affwild2_au")
+    """Folder of the run."""
+
+
+MAY_CHANGE = ("out", "data.jobs", "data.workers", "data.prepared", "states", "tensorboard")
+"""Settings that another start of the same run may change; all others would change its result."""
+
+# ------------------------------------------------------------------ the paper
+PAPER = Config(
+    model=DetectorConfig(
+        visual=Component(
+            "dinov2", {"name": "facebook/dinov2-large", "lora_rank": 8, "lora_alpha": 16}
+        ),
+        audio=Component("wavlm", {"name": "microsoft/wavlm-large"}),
+        fusion="cross_attention",
+        frames_per_chunk=64,
+        checkpoint_frames=True,
+    ),
+    optim=OptimConfig(precision="bf16"),
+    device="cuda",
+    out=Path("runs/paper"),
+)
+
+# ------------------------------------------------------------------ the embedded default
+DEMO = Config(
+    data=DataConfig(render=RenderConfig(), clip_frames=160),
+    model=DetectorConfig(
+        visual=Component("tiny"),
+        # `tiny_wavlm`, trained from scratch here, learns too, but less in 13 times the time: mean
+        # F1 .59 against .66 on the clips of this preset, .34 against .46 where no face is seen.
+        audio=Component("log_mel", {"num_mels": 24}),
+        d_region=32,
+        num_heads=4,
+        d_model=64,
+        d_audio=32,
+        temporal=Component("agssm", {"num_layers": 2, "dropout": 0.1, "dt_range": (0.01, 0.3)}),
+        crop_size=64,
+    ),
+    frame_stage=FrameStage(),
+    optim=OptimConfig(lr=3e-3, weight_decay=0.02, epochs=25, warmup_epochs=1.0, validate_every=5),
+    states=StateConfig(keep_when_done=False),
+    compare_video_only=True,
+    out=Path("runs/demo"),
+)
+SMOKE = replace(
+    DEMO,
+    data=DataConfig(
+        render=RenderConfig(num_train=4, num_validation=3, num_frames=48), clip_frames=32, jobs=1
+    ),
+    frame_stage=None,
+    optim=OptimConfig(lr=1e-3, epochs=2, warmup_epochs=0.5, batch_clips=4, swa_epochs=1),
+    compare_video_only=False,
+    out=Path("runs/smoke"),
+)
+
+
+# ------------------------------------------------------------------ Table 1
+@dataclass(frozen=True)
+class Row:
+    """One row of the ablation: what differs from the row before it is what it is about."""
+
+    summary: str
+    """What the row has."""
+    alignment: Literal["global_pool", "hga"]
+    """Mean of all patches, or regions by landmarks with cross-attention."""
+    temporal: Literal["tcn", "agssm"]
+    """Model over time."""
+    loss: Literal["bce", "focal", "asl"]
+    """Training loss."""
+    foundation: bool = True
+    """Whether the encoders are the strong ones."""
+    paper: float | None = None
+    """Validation F1 in % that the paper claims; not ours."""
+
+
+ROWS: dict[str, Row] = {
+    "baseline": Row(
+        "ViT-B, Whisper, global pooling, TCN, BCE", "global_pool", "tcn", "bce", False, 36.50
+    ),
+    "fm": Row("+ foundation encoders", "global_pool", "tcn", "bce", paper=52.41),
+    "hga": Row("+ HGA", "hga", "tcn", "bce", paper=55.18),
+    "agssm": Row("+ AG-SSM", "hga", "agssm", "bce", paper=57.82),
+    "full": Row("+ ASL: the whole system", "hga", "agssm", "asl", paper=59.45),
+    "focal": Row("focal instead of ASL, the rejected one", "hga", "agssm", "focal"),
+}
+"""Table 1, top to bottom; each row keeps everything of the row above but one thing."""
+
+
+def at_paper_size(row: Row, config: Config = PAPER) -> Config:
+    """Return a row with the encoders and widths of the paper.
+
+    Retrieval of sound by cross-attention belongs to the alignment: rows without HGA interpolate.
+    """
+    model = replace(
+        config.model,
+        alignment=row.alignment,
+        fusion="cross_attention" if row.alignment == "hga" else "interpolate",
+        temporal=Component(row.temporal),
+    )
+    if not row.foundation:
+        model = replace(
+            model,
+            visual=Component("vit", {"name": "google/vit-base-patch16-224-in21k"}),
+            audio=Component("whisper", {"name": "openai/whisper-base"}),
+        )
+    return replace(config, model=model, loss=Component(row.loss))
+
+
+def at_demo_size(row: Row, config: Config = DEMO) -> Config:
+    """Return a row with the small encoders of the embedded default.
+
+    What stands for a foundation encoder is the small one taught on single frames; what stands for
+    the baseline's is the same one as it was drawn, untaught. Both hear the same log-mel energies.
+    """
+    options = {
+        "tcn": {"num_layers": 4, "d_hidden": 64, "dropout": 0.1},
+        "agssm": {"num_layers": 2, "dropout": 0.1, "dt_range": (0.01, 0.3)},
+    }
+    model = replace(
+        config.model,
+        alignment=row.alignment,
+        temporal=Component(row.temporal, options[row.temporal]),
+    )
+    stage = config.frame_stage
+    if stage is not None and not row.foundation:
+        stage = replace(stage, epochs=0)
+    return replace(config, model=model, loss=Component(row.loss), frame_stage=stage)
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "demo": ("Embedded data, tiny encoders from scratch: minutes on two cores.", DEMO),
+    "smoke": ("A few clips, end to end: whether everything runs.", SMOKE),
+    "paper": ("Every setting of section 4.1; needs Aff-Wild2 and pretrained weights.", PAPER),
+    **{
+        name: (
+            f"Table 1 at paper size: {row.summary}.",
+            replace(at_paper_size(row), out=Path(f"runs/{name}")),
+        )
+        for name, row in ROWS.items()
+    },
+}
+"""Name to what it is for and its settings; `paper` and `full` are the same system."""
+
+
+def presets_with_row(name: str) -> Mapping[str, tuple[str, Config]]:
+    """Return the presets with the components of one row of Table 1, each at its own size."""
+    row = ROWS[name]
+    changed = {}
+    for preset, (summary, config) in PRESETS.items():
+        size = at_demo_size if config.data.render is not None else at_paper_size
+        out = config.out.with_name(f"{config.out.name}-{name}")
+        changed[preset] = (summary, replace(size(row, config), out=out))
+    return changed
