@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range, check_shapes
-from mmau.encoders._weights import load_backbone, load_config, model_class_named, own_names
-from mmau.encoders.adapters import BottleneckAdapter, LayerMix, freeze, inject_lora
+from mmau.encoders._adapted_backbone import AdaptedBackbone
+from mmau.encoders._weights import load_backbone, load_config, model_class_named
+from mmau.encoders.adapters import BottleneckAdapter, LayerMix, inject_lora
 from mmau.encoders.framing import Framing, check_waveform
 from mmau.encoders.protocols import AudioFeatures, PretrainedSource
 
@@ -25,10 +26,11 @@ _ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "feed_forward": {"intermediate": ("intermediate_dense",), "output": ("output_dense",)},
     "attention": {"query": ("q_proj",), "value": ("v_proj",)},
 }
+# Softmax cancels a key bias, and no span is masked here.
 _WITHOUT_EFFECT = ("k_proj.bias", "masked_spec_embed")
 
 
-class HuggingFaceSpeechEncoder(nn.Module):
+class HuggingFaceSpeechEncoder(AdaptedBackbone):
     """Turn a 16 kHz waveform into features with the time of each, by any wav2vec-like model.
 
     It serves wav2vec 2.0, HuBERT, WavLM and whatever else has their convolutions and a Transformer
@@ -93,7 +95,13 @@ class HuggingFaceSpeechEncoder(nn.Module):
         chunk_margin: float = 2.0,
         source: PretrainedSource | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            backbone,
+            freeze_backbone=freeze_backbone,
+            lora_rank=lora_rank,
+            source=source,
+            without_effect=_WITHOUT_EFFECT,
+        )
         config: Any = backbone.config
         self.framing = Framing.from_convolutions(
             config.conv_kernel, config.conv_stride, sample_rate=self.sample_rate
@@ -101,14 +109,7 @@ class HuggingFaceSpeechEncoder(nn.Module):
         check_range("chunk_margin", chunk_margin, 0)
         check_range("max_chunk", max_chunk, 2 * chunk_margin + 1.0)
         check_choice("lora_place", lora_place, _ROLES)
-        if lora_rank is not None and not freeze_backbone:
-            raise ValueError(
-                "LoRA next to a trainable backbone has no effect of its own; "
-                "use `lora_rank=None` or `freeze_backbone=True`."
-            )
         self.d_out = int(config.hidden_size)
-        self.source = source
-        self.freeze_backbone = freeze_backbone
         self.normalize_waveform = (
             config.feat_extract_norm == "layer"
             if normalize_waveform is None
@@ -118,16 +119,7 @@ class HuggingFaceSpeechEncoder(nn.Module):
         self._margin = self.framing.count(round(chunk_margin * self.sample_rate))
         config.layerdrop = 0.0
         config.apply_spec_augment = False
-        self.backbone = backbone
         layers: Any = backbone.get_submodule("encoder.layers")
-        if freeze_backbone:
-            freeze(backbone)
-        else:
-            # Softmax cancels a key bias, and no span is masked here: neither can learn.
-            for name, parameter in backbone.named_parameters():
-                if name.endswith(_WITHOUT_EFFECT):
-                    parameter.requires_grad_(False)
-        self._lora_names: dict[str, str] = {}
         if lora_rank is not None:
             self._refuse_lora_without_effect(lora_place)
             self._lora_names = inject_lora(
@@ -186,42 +178,9 @@ class HuggingFaceSpeechEncoder(nn.Module):
         mixed: Tensor = self.layer_mix(states)
         return mixed
 
-    def train(self, mode: bool = True) -> HuggingFaceSpeechEncoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            Adapters, LoRA pairs and layer mix, and the backbone unless it is frozen and can be
-            fetched again.
-        """
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict(keep_vars=True).items()
-            if not name.startswith("backbone.")
-        }
-        live = dict(self.backbone.named_parameters())
-        tensors.update({own: live[name] for own, name in self._lora_names.items()})
-        if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
-        return tensors
-
     def extra_repr(self) -> str:
         """Say what is trained and from where the weights come."""
-        source = self.source.name if self.source else "random weights"
-        return f"{source}, d_out={self.d_out}, freeze_backbone={self.freeze_backbone}"
+        return f"{self.described()}, d_out={self.d_out}"
 
 
 def hf_speech(

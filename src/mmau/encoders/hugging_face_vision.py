@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_shapes
-from mmau.encoders._weights import load_backbone, load_config, model_class_named, own_names
-from mmau.encoders.adapters import freeze, inject_lora
+from mmau.encoders._adapted_backbone import AdaptedBackbone
+from mmau.encoders._weights import load_backbone, load_config, model_class_named
+from mmau.encoders.adapters import inject_lora
 from mmau.encoders.protocols import PretrainedSource, VisualFeatures
 
 __all__ = ["HuggingFaceVisualEncoder", "hf_vision"]
@@ -22,10 +23,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ROLES = {"query": ("query", "q_proj"), "value": ("value", "v_proj")}
 # Keeps the normalisation of an empty (constant) crop finite and its noise small.
 _PER_IMAGE_EPS = 0.05
+# Softmax cancels a key bias, and no token is masked here.
 _WITHOUT_EFFECT = ("key.bias", "k_proj.bias", "mask_token")
 
 
-class HuggingFaceVisualEncoder(nn.Module):
+class HuggingFaceVisualEncoder(AdaptedBackbone):
     """Turn face crops into the patch tokens of any vision transformer of transformers.
 
     It serves ViT, DINOv2, DINOv3, CLIP, SigLIP and whatever else takes `pixel_values` and returns
@@ -82,33 +84,23 @@ class HuggingFaceVisualEncoder(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         source: PretrainedSource | None = None,
     ) -> None:
-        super().__init__()
         check_choice("normalize", normalize, ("pretrained", "per_image"))
-        if lora_rank is not None and not freeze_backbone:
-            raise ValueError(
-                "LoRA next to a trainable backbone has no effect of its own; "
-                "use `lora_rank=None` or `freeze_backbone=True`."
-            )
+        super().__init__(
+            backbone,
+            freeze_backbone=freeze_backbone,
+            lora_rank=lora_rank,
+            source=source,
+            without_effect=_WITHOUT_EFFECT,
+        )
         config: Any = backbone.config
         self.d_out = int(config.hidden_size)
         self.patch_size = int(config.patch_size)
         self.normalize = normalize
-        self.source = source
-        self.freeze_backbone = freeze_backbone
-        self.backbone = backbone
-        self._lora_names: dict[str, str] = {}
         # Where there is such a switch, it is off by default, and other sizes are refused.
         accepted = inspect.signature(backbone.forward).parameters
         self._options = (
             {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
         )
-        if freeze_backbone:
-            freeze(backbone)
-        else:
-            # Softmax cancels a key bias, and no token is masked here: neither can learn.
-            for name, parameter in backbone.named_parameters():
-                if name.endswith(_WITHOUT_EFFECT):
-                    parameter.requires_grad_(False)
         if lora_rank is not None:
             self._lora_names = inject_lora(
                 backbone,
@@ -153,38 +145,11 @@ class HuggingFaceVisualEncoder(nn.Module):
         deviation = images.std((1, 2, 3), keepdim=True)
         return (images - mean) / (deviation + _PER_IMAGE_EPS)
 
-    def train(self, mode: bool = True) -> HuggingFaceVisualEncoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            The LoRA pairs, and the backbone unless it is frozen and can be fetched again.
-        """
-        live = dict(self.backbone.named_parameters())
-        tensors: dict[str, Tensor] = {own: live[name] for own, name in self._lora_names.items()}
-        if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
-        return tensors
-
     def extra_repr(self) -> str:
         """Say what is trained and from where the weights come."""
-        source = self.source.name if self.source else "random weights"
         return (
-            f"{source}, d_out={self.d_out}, patch_size={self.patch_size}, "
-            f"normalize={self.normalize!r}, freeze_backbone={self.freeze_backbone}"
+            f"{self.described()}, d_out={self.d_out}, patch_size={self.patch_size}, "
+            f"normalize={self.normalize!r}"
         )
 
 

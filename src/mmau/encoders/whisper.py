@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range, check_shapes
-from mmau.encoders._weights import check_config_keys, load_backbone, load_config, own_names
-from mmau.encoders.adapters import freeze, inject_lora
+from mmau.encoders._adapted_backbone import AdaptedBackbone
+from mmau.encoders._weights import check_config_keys, load_backbone, load_config
+from mmau.encoders.adapters import inject_lora
 from mmau.encoders.framing import check_waveform
 from mmau.encoders.protocols import AudioFeatures, PretrainedSource
 from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
@@ -50,7 +51,7 @@ _SECONDS = 30.0
 _ROLES = {"query": ("q_proj",), "value": ("v_proj",)}
 
 
-class WhisperEncoder(nn.Module):
+class WhisperEncoder(AdaptedBackbone):
     r"""Turn a 16 kHz waveform into the features of Whisper's encoder, 50 per second.
 
     Use `from_pretrained` or `from_config`. Whisper reads exactly 30 seconds: shorter waveforms are
@@ -106,13 +107,15 @@ class WhisperEncoder(nn.Module):
         chunk_margin: float = 2.0,
         source: PretrainedSource | None = None,
     ) -> None:
-        super().__init__()
         check_range("chunk_margin", chunk_margin, 0, 10)
-        if lora_rank is not None and not freeze_backbone:
-            raise ValueError(
-                "LoRA next to a trainable backbone has no effect of its own; "
-                "use `lora_rank=None` or `freeze_backbone=True`."
-            )
+        super().__init__(
+            encoder,
+            freeze_backbone=freeze_backbone,
+            lora_rank=lora_rank,
+            source=source,
+            # Sines, written down once and for all.
+            without_effect=("embed_positions.weight",),
+        )
         config: Any = encoder.config
         # A dropped layer would make a frozen encoder noisy, and breaks distributed training.
         config.encoder_layerdrop = 0.0
@@ -120,16 +123,7 @@ class WhisperEncoder(nn.Module):
             if hasattr(module, "layerdrop"):
                 module.layerdrop = 0.0
         self.d_out = int(config.d_model)
-        self.source = source
-        self.freeze_backbone = freeze_backbone
-        self.backbone = encoder
         self._margin = round(chunk_margin * self.sample_rate / (2 * _HOP))
-        self._lora_names: dict[str, str] = {}
-        if freeze_backbone:
-            freeze(encoder)
-        else:
-            # The positions are sines, written down once and for all.
-            encoder.get_submodule("embed_positions").requires_grad_(False)
         if lora_rank is not None:
             self._lora_names = inject_lora(
                 encoder, _ROLES, int(config.encoder_layers), rank=lora_rank, alpha=lora_alpha
@@ -286,36 +280,9 @@ class WhisperEncoder(nn.Module):
         picture: Tensor = ((logs + 4.0) / 4.0).to(waveform.dtype)
         return picture
 
-    def train(self, mode: bool = True) -> WhisperEncoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
-        super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
-        return self
-
-    def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            The LoRA pairs, and the backbone unless it is frozen and can be fetched again.
-        """
-        live = dict(self.backbone.named_parameters())
-        tensors: dict[str, Tensor] = {own: live[name] for own, name in self._lora_names.items()}
-        if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
-        return tensors
-
     def extra_repr(self) -> str:
         """Say what is trained and from where the weights come."""
-        source = self.source.name if self.source else "random weights"
-        return f"{source}, d_out={self.d_out}, freeze_backbone={self.freeze_backbone}"
+        return f"{self.described()}, d_out={self.d_out}"
 
 
 def whisper(
