@@ -17,7 +17,7 @@ from typing import Any
 
 from _cards import grid
 from _math import FormulaError, render_formulas
-from _tables import action_units_table, api_directives, benchmark_tables, registry_tables
+from _tables import COMPUTED
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -45,13 +45,7 @@ def _include(name: str) -> str:
     return re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)", mend, text)
 
 
-_COMPUTED: dict[str, Callable[[str], str]] = {
-    "registries": lambda _: registry_tables(),
-    "action-units": lambda _: action_units_table(),
-    "api": api_directives,
-    "benchmarks": lambda folder: benchmark_tables(ROOT / folder),
-    "include": _include,
-}
+_COMPUTED: dict[str, Callable[[str], str]] = {**COMPUTED, "include": _include}
 
 
 def on_config(config: Any) -> Any:

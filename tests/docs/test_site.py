@@ -60,6 +60,12 @@ def test_the_site_is_built(site):
         "gallery/index.html",
         "reference/modules.html",
         "paper.html",
+        "components.html",
+        "components/hga.html",
+        "explanation/selective_scan.html",
+        "reference/config.html",
+        "reference/command_line.html",
+        "glossary.html",
     }
     assert expected <= set(PAGES)
 
