@@ -87,12 +87,19 @@ def _prepare(
         sizes = {name: path.stat().st_size for name, path in videos.items()}
         shares = share_longest_first(sizes, accelerator.num_processes)
     options = {"crop_size": config.model.crop_size, "jobs": config.data.jobs}
-    mine = {name: videos[name] for name in shares[accelerator.process_index]}
-    quiet = not accelerator.is_main_process
-    with progress_bar("find faces", unit="videos", quiet=quiet) as progress:
-        paths = prepare_dataset(mine, folder, progress=progress, **options)
+
+    def prepare(names: Sequence[str], *, quiet: bool) -> dict[str, Path]:
+        paths: dict[str, Path] = {}
+        for face in sorted({trial.face for trial in trials}):
+            chosen = {t.name: t.video for t in trials if t.face == face and t.name in names}
+            label = "find faces" if face == "largest" else f"find faces, {face}"
+            with progress_bar(label, unit="videos", quiet=quiet or not chosen) as progress:
+                paths |= prepare_dataset(chosen, folder, face=face, progress=progress, **options)
+        return paths
+
+    paths = prepare(shares[accelerator.process_index], quiet=not accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    return paths if len(shares) == 1 else prepare_dataset(videos, folder, **options)
+    return paths if len(shares) == 1 else prepare(list(videos), quiet=True)
 
 
 class TrainingFrames(Dataset[dict[str, Any]]):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from mmau.action_units import AU_NAMES
 from mmau.data.affwild2 import (
     AnnotationError,
     FrameFolder,
+    Trial,
     find_annotations,
     find_frame_folders,
     find_listed_trials,
@@ -439,3 +442,20 @@ def test_nothing_is_invented_and_nothing_is_left_behind(tmp_path, example, predi
     with pytest.raises(ValueError, match=message):
         write_submission(tmp_path / "out.txt", path, predictions)
     assert [p.name for p in tmp_path.iterdir()] == ["example.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "face"),
+    [
+        ("7", "7", "largest"),
+        ("7_left", "7", "left"),
+        ("7_right", "7", "right"),
+        ("7_main", "7", "largest"),
+        ("video10_1_left", "video10_1_left", "largest"),
+        ("video10_1_left", "video10_1", "left"),
+        ("video10_1_left_right", "video10_1_left", "right"),
+    ],
+)
+def test_the_name_says_on_which_side_the_face_is(name, video, face):
+    trial = Trial(name, Path(f"{video}.mp4"), Path(f"{name}.txt"), "train")
+    assert trial.face == face

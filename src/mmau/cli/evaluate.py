@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 # Who is meant by the suffix of a trial; the official names say no more.
-_FACES = {"_left": "left", "_right": "right"}
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -182,10 +181,6 @@ def _logits(
             yield outcome.job, outcome.result, outcome.reason
 
 
-def _face_of(trial: str) -> str:
-    return next((face for suffix, face in _FACES.items() if trial.endswith(suffix)), "largest")
-
-
 def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
     """Load the checkpoint; runs once per process.
 
@@ -203,7 +198,7 @@ def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
         (logits,) = predictor.score_file(
             trial.video,
             detector=options.detector,
-            face=_face_of(trial.name),
+            face=trial.face,
             progress=progress,
         )
         return logits
@@ -218,10 +213,8 @@ def _logits_of_prepared(
 
     files: dict[str, Path] = {}
     failures: dict[str, str] = {}
-    for face in ("largest", *_FACES.values()):
-        chosen = {trial.name: trial.video for trial in trials if _face_of(trial.name) == face}
-        if not chosen:
-            continue
+    for face in sorted({trial.face for trial in trials}):
+        chosen = {trial.name: trial.video for trial in trials if trial.face == face}
         with console.progress("preparing", unit="videos") as progress:
             try:
                 files |= prepare_dataset(

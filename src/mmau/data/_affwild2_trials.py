@@ -54,6 +54,13 @@ class Trial:
         """Name of the video without suffix: what keeps `_left` and `_right` together."""
         return self.video.stem
 
+    @property
+    def face(self) -> str:
+        """Whom to follow in the video, as `prepare_video` takes it; the names say the side only."""
+        sides = {"_left": "left", "_right": "right"}
+        # Not the end of the name alone: `video10_1_left` is a video.
+        return sides.get(self.name.removeprefix(self.video_name), "largest")
+
 
 @dataclass(frozen=True)
 class ListedTrial:
