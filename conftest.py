@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 
 ADAPTERS = {
-    "triton": ["src/mmau/functional/selective_scan/_triton*.py"],
-    "mediapipe": ["src/mmau/media/mediapipe_faces.py"],
-    "transformers": ["src/mmau/encoders/dinov2.py", "src/mmau/encoders/wavlm.py"],
+    "triton": ["src/mmau/scan/triton.py"],
+    "mediapipe": ["src/mmau/media/mediapipe*.py"],
+    "transformers": ["src/mmau/encoders/vision.py", "src/mmau/encoders/speech.py"],
 }
 
 collect_ignore_glob = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from _measure import make_inputs
 
-from mmau.functional.selective_scan import selective_scan
+from mmau.scan import selective_scan
 
 STEPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 5.0, 20.0)
 SIZE = {"b": 2, "d": 32, "n": 16, "t": 128}

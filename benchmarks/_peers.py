@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmau.functional.selective_scan import SCAN_BACKENDS, selective_scan
+from mmau.scan import SCAN_BACKENDS, selective_scan
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

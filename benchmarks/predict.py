@@ -31,10 +31,10 @@ import torch
 from _measure import stamp
 from _report import RESULTS, Row, show, write
 
-from mmau.data.synthetic import render_face
 from mmau.inference import AUPredictor, LogitStream, StageTimes
 from mmau.media.video import VideoReader
 from mmau.models import Component, DetectorConfig, build_detector
+from mmau.synthetic import render_face
 
 HEIGHT, WIDTH, RATE = 360, 640, 16_000
 

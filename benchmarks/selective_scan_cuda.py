@@ -33,8 +33,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from mmau.functional.selective_scan import SCAN_BACKENDS, selective_scan
 from mmau.registry import MissingDependencyError
+from mmau.scan import SCAN_BACKENDS, selective_scan
 
 SIZES = {
     "the paper's batch": {"b": 16, "d": 64, "n": 16, "t": 256},
@@ -74,13 +74,13 @@ def competitors() -> tuple[dict[str, Run], dict[str, str]]:
         else:
             runs[name] = through_api(name)
     if "triton" in runs:
-        from mmau.functional.selective_scan import _triton
+        from mmau.scan import triton as scan_triton
 
-        runs["triton kernel"] = lambda inputs: _triton.scan(*inputs)[0]
+        runs["triton kernel"] = lambda inputs: scan_triton.scan(*inputs)[0]
     if "mamba_ssm" in runs:
-        from mmau.functional.selective_scan import _mamba_ssm
+        from mmau.scan import mamba_ssm
 
-        runs["mamba-ssm kernel"] = lambda inputs: _mamba_ssm._Kernel.apply(*inputs)
+        runs["mamba-ssm kernel"] = lambda inputs: mamba_ssm._Kernel.apply(*inputs)
     return runs, absent
 
 

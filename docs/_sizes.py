@@ -181,8 +181,7 @@ def chooser() -> str:
 # ------------------------------------------------------------------ encoders
 def _visual() -> Sequence[tuple[str, str, Callable[[], nn.Module]]]:
     from mmau.encoders import VISUAL_ENCODERS, DINOv2Encoder, ViTEncoder
-    from mmau.encoders.dinov2 import DINOV2_ARCHITECTURES
-    from mmau.encoders.vit import VIT_ARCHITECTURES
+    from mmau.encoders.vision import DINOV2_ARCHITECTURES, VIT_ARCHITECTURES
 
     dinov2 = [
         (
@@ -205,8 +204,7 @@ def _visual() -> Sequence[tuple[str, str, Callable[[], nn.Module]]]:
 
 def _audio() -> Sequence[tuple[str, str, Callable[[], nn.Module]]]:
     from mmau.encoders import AUDIO_ENCODERS, WavLMEncoder, WhisperEncoder
-    from mmau.encoders.wavlm import WAVLM_ARCHITECTURES
-    from mmau.encoders.whisper import WHISPER_ARCHITECTURES
+    from mmau.encoders.speech import WAVLM_ARCHITECTURES, WHISPER_ARCHITECTURES
 
     wavlm = [
         (

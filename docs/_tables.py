@@ -246,7 +246,7 @@ def command_line(level: int = 2) -> str:
     Raises:
         ValueError: If the parser has no commands.
     """
-    from mmau.cli._parser import build_parser
+    from mmau.cli.parser import build_parser
 
     parser = build_parser()
     commands = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)

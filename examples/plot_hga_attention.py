@@ -18,7 +18,7 @@ from skimage.data import astronaut
 
 from mmau import HGA, LandmarkToPatch
 from mmau.media import FACE_DETECTORS, FaceTracker, align_faces
-from mmau.media.mediapipe_faces import MediaPipeLandmarks
+from mmau.media.mediapipe import MediaPipeLandmarks
 from mmau.plot import draw_attention, draw_regions
 
 photograph = astronaut()  # Eileen Collins; NASA, public domain

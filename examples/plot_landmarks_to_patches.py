@@ -18,7 +18,7 @@ from matplotlib.cbook import get_sample_data
 from mmau import LandmarkToPatch
 from mmau.landmarks import IBUG68
 from mmau.media import FACE_DETECTORS, FaceTracker, align_faces
-from mmau.media.mediapipe_faces import MediaPipeLandmarks
+from mmau.media.mediapipe import MediaPipeLandmarks
 from mmau.plot import draw_attention, draw_landmarks, draw_regions
 
 with get_sample_data("grace_hopper.jpg") as stream:  # US Navy, public domain

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mmau import AGSSM
-from mmau.metrics import average_precision
+from mmau.evaluation import average_precision
 from mmau.modules import MaskedBCELoss
 
 

@@ -15,8 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from mmau.calibration import best_thresholds
-from mmau.metrics import AUCounts
+from mmau.evaluation import AUCounts, best_thresholds
 from mmau.modules import AsymmetricLoss, MaskedBCELoss
 
 rate = torch.tensor([11.8, 5, 15.4, 26.6, 39.7, 34.4, 24.5, 2.8, 3.1, 2.6, 62.7, 7.4]) / 100
@@ -50,7 +49,7 @@ def fit(loss: nn.Module, seed: int) -> nn.Module:
 
 
 # %%
-# Three seeds each. [best_thresholds][mmau.calibration.best_thresholds] finds the cut with the
+# Three seeds each. [best_thresholds][mmau.evaluation.best_thresholds] finds the cut with the
 # highest F1, on data that are neither trained on nor scored.
 
 losses = {"BCE": MaskedBCELoss(), "ASL (1, 4, 0.05)": AsymmetricLoss()}

@@ -14,7 +14,7 @@ four ways that are found in public code. Only the first is the official metric o
 import matplotlib.pyplot as plt
 import torch
 
-from mmau.metrics import AUCounts, bootstrap_by_video, trivial_floors
+from mmau.evaluation import AUCounts, bootstrap_by_video, trivial_floors
 
 torch.manual_seed(0)
 rate = torch.tensor([11.8, 5, 15.4, 26.6, 39.7, 34.4, 24.5, 2.8, 3.1, 2.6, 62.7, 7.4]) / 100
@@ -25,7 +25,7 @@ truth = urge > cut
 predicted = 2.2 * truth + torch.randn(truth.shape) > 1.6
 
 # %%
-# [AUCounts][mmau.metrics.AUCounts] adds up counts over everything and takes F1 once; it can do
+# [AUCounts][mmau.evaluation.AUCounts] adds up counts over everything and takes F1 once; it can do
 # nothing else. The means over batches and videos need a helper, which must invent a score where an
 # Action Unit does not occur: 0, as in most code. That is why they are lowest for rare ones.
 
@@ -48,9 +48,9 @@ ways = {
 }
 
 # %%
-# The black bar is the interval from [resampling videos][mmau.metrics.bootstrap_by_video]: none of
-# the other three lies in it. The dotted line is what predicting every Action Unit in every frame
-# scores, [a floor][mmau.metrics.trivial_floors] to print beside every result.
+# The black bar is the interval from [resampling videos][mmau.evaluation.bootstrap_by_video]: none
+# of the other three lies in it. The dotted line is what predicting every Action Unit in every frame
+# scores, [a floor][mmau.evaluation.trivial_floors] to print beside every result.
 
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(10.5, 3.8), width_ratios=[1, 1.5], layout="constrained"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from affwild2_presets import DEMO, ROWS, Config, FrameStage, RenderConfig, at_demo_size
 
-from mmau.data.synthetic import SyntheticConfig
 from mmau.models import Component
+from mmau.synthetic import SyntheticConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ from affwild2_data import Video
 from affwild2_presets import ROWS
 from affwild2_report import scored_trials
 
-from mmau.evaluation import evaluate_trials
-from mmau.metrics import AUCounts, Interval, bootstrap_by_video, paired_bootstrap_by_video
+from mmau.evaluation import (
+    AUCounts,
+    Interval,
+    bootstrap_by_video,
+    evaluate_trials,
+    paired_bootstrap_by_video,
+)
 from mmau.modules import LOSSES
 
 # ------------------------------------------------------------------ the tables

@@ -58,8 +58,8 @@ from torch import Tensor, nn
 from mmau._checks import did_you_mean
 from mmau._files import whole_file
 from mmau.data.affwild2 import AnnotationError
+from mmau.evaluation import AUCounts
 from mmau.media.errors import MediaError
-from mmau.metrics import AUCounts
 from mmau.models import AUDetector, build_detector, save_pretrained
 from mmau.modules import LOSSES
 from mmau.modules.losses import MultiLabelLoss

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from affwild2_presets import MAY_CHANGE, Config
 
-from mmau.data.data_root_check import check_data_root
+from mmau.data.affwild2_check import check_data_root
 from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.modules import LOSSES, TEMPORAL_MODELS
 from mmau.training import differing_settings

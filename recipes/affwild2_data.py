@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from mmau.data.affwild2 import Trial, find_trials, join_labels, read_annotation
 from mmau.data.clips import ClipAugmentation, ClipDataset
-from mmau.data.features import prepare_dataset
-from mmau.data.prepared_trial import PreparedTrial, load_trial
-from mmau.data.synthetic import render_dataset
+from mmau.data.prepare import prepare_dataset
+from mmau.data.prepared import PreparedTrial, load_trial
 from mmau.progress import progress_bar
+from mmau.synthetic import render_dataset
 from mmau.training import ItemKey, share_longest_first
 
 SAMPLE_RATE = 16000

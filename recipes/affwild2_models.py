@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from affwild2_data import Video, to_device
 from torch import Tensor, nn
 
-from mmau.data.prepared_trial import PreparedTrial
+from mmau.data.prepared import PreparedTrial
 from mmau.inference import detector_logits, encode_trial
 from mmau.models import AUDetector
 from mmau.progress import progress_bar

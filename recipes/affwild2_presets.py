@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mmau.data.synthetic import SyntheticConfig
 from mmau.models import Component, DetectorConfig
+from mmau.synthetic import SyntheticConfig
 
 
 @dataclass(frozen=True, kw_only=True)

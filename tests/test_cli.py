@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmau.cli import _batch, doctor, main
-from mmau.cli._console import Console, UserError, clock
-from mmau.cli._parser import build_parser
-from mmau.cli._videos import find_videos, is_single_file
+from mmau.cli import console, doctor, main
 from mmau.cli.completion import completion_script
+from mmau.cli.console import Console, UserError, clock, find_videos, is_single_file
 from mmau.cli.doctor import torchaudio_status
-from mmau.data.synthetic import SyntheticConfig, render_clip, write_movie
+from mmau.cli.parser import build_parser
 from mmau.inference import read_table
 from mmau.models import Component, DetectorConfig, build_detector
+from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +101,16 @@ def test_processes_write_what_one_process_writes(films, checkpoint, tmp_path, ca
 def test_a_worker_that_cannot_start_says_why(monkeypatch):
     """In a worker process; an executor would only say that it broke."""
     monkeypatch.setattr("signal.signal", lambda *arguments: None)
-    monkeypatch.setattr(_batch, "_work", None)
-    monkeypatch.setattr(_batch, "_shares", None)
+    monkeypatch.setattr(console, "_work", None)
+    monkeypatch.setattr(console, "_shares", None)
 
     def start(options):
         raise FileNotFoundError(f"no such folder: {options}.")
 
     shares = queue.Queue()
-    _batch._start_worker(start, "nowhere", shares)
+    console._start_worker(start, "nowhere", shares)
     with pytest.raises(UserError, match=r"no such folder: nowhere\."):
-        _batch._work_in_worker(0, "job")
+        console._work_in_worker(0, "job")
     assert shares.get() == (0, 1.0)
 
 
@@ -185,7 +184,7 @@ def test_a_full_disk_is_a_failure_of_the_file(films, checkpoint, tmp_path, capsy
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mmau.inference._drawing.FrameCanvas.draw", full)
+    monkeypatch.setattr("mmau.inference.annotate.FrameCanvas.draw", full)
     code = run(
         "predict", films / "one.mp4", films / "deep", "--checkpoint", checkpoint,
         "-o", tmp_path / "tables", "--annotate", tmp_path / "annotated", "--quiet",

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from mmau.action_units import AU_NAMES
-from mmau.calibration import Calibration
 from mmau.cli import main
-from mmau.data.synthetic import SyntheticConfig, render_clip, write_movie
+from mmau.evaluation import AUCounts, Calibration
 from mmau.inference import AUPredictor, AUTable
-from mmau.metrics import AUCounts
 from mmau.models import Component, DetectorConfig, build_detector
+from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 NAMES = ("AU1", "AU12")
 

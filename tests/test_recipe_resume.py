@@ -31,7 +31,7 @@ NO_DROPOUT = ("--model.dropout", "0", "--model.temporal.options.dropout", "0")
 # Loaded once, by the server from which every run is forked: a run then costs about a second.
 PRELOAD = [
     "torch", "accelerate", "tyro", "tqdm", "peft", "transformers.models.dinov2.modeling_dinov2",
-    "mmau.encoders.dinov2", "mmau.evaluation", "mmau.inference", "mmau.plot", "mmau.data.synthetic",
+    "mmau.encoders.vision", "mmau.evaluation", "mmau.inference", "mmau.plot", "mmau.data.synthetic",
     "matplotlib.pyplot",
 ]  # fmt: skip
 

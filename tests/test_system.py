@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmau.action_units import AU_NAMES
-from mmau.data.synthetic import SyntheticConfig, render_clip, write_movie
+from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "affwild2_au.py"

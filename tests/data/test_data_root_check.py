@@ -2,10 +2,10 @@ import shutil
 
 import numpy as np
 import pytest
+from adversarial_root import write_adversarial_root
 
 from mmau.action_units import AU_NAMES
-from mmau.data.data_root_check import Finding, check_data_root
-from mmau.data.synthetic.adversarial import write_adversarial_root
+from mmau.data.affwild2_check import Finding, check_data_root
 
 HEADER = ",".join(AU_NAMES)
 

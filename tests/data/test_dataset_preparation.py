@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmau.data import _preparation_workers as workers
-from mmau.data import dataset_preparation
-from mmau.data.features import (
+from mmau.data import prepare
+from mmau.data.prepare import (
     CacheError,
     DiskFullError,
     PreparationError,
@@ -108,7 +107,7 @@ def test_a_second_run_does_nothing_and_a_changed_source_is_refused(tmp_path, cli
         raise AssertionError("prepared again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "prepare_file", refuse)
+        patch.setattr(prepare, "prepare_file", refuse)
         again = prepare_dataset({"deep/v": video}, tmp_path / "out", crop_size=16)
     assert again == files
     assert again.reused == ("deep/v",)
@@ -124,7 +123,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, clip):
     names = [f"v{index:02}" for index in range(24)]
     script = (
         "import sys\n"
-        "from mmau.data.features import prepare_dataset\n"
+        "from mmau.data.prepare import prepare_dataset\n"
         "if __name__ == '__main__':\n"
         "    names = [f'v{index:02}' for index in range(24)]\n"
         "    videos = dict.fromkeys(names, sys.argv[1])\n"
@@ -159,7 +158,7 @@ def test_a_run_killed_while_a_file_is_written_leaves_no_file_of_that_name(tmp_pa
     out = tmp_path / "out"
     script = (
         "import os, signal, sys\n"
-        "from mmau.data.features import prepare_video\n"
+        "from mmau.data.prepare import prepare_video\n"
         "def stop(done, total):\n"
         "    if done == 9:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -214,14 +213,14 @@ def test_a_cut_video_counts_as_broken_if_strict_also_when_it_was_prepared_before
 
 
 def test_what_a_library_says_about_one_video_does_not_stop_the_others(tmp_path, clip, monkeypatch):
-    real = workers.prepare_file
+    real = prepare.prepare_file
 
     def stumble(path, finder, target, **options):
         if target.name == "odd":
             raise RuntimeError("an internal error of a library")
         real(path, finder, target, **options)
 
-    monkeypatch.setattr(workers, "prepare_file", stumble)
+    monkeypatch.setattr(prepare, "prepare_file", stumble)
     with pytest.raises(PreparationError) as caught:
         prepare_dataset({"odd": clip, "good": clip}, tmp_path, crop_size=16)
     assert caught.value.failures == {"odd": "RuntimeError: an internal error of a library"}
@@ -268,7 +267,7 @@ def test_several_processes_are_spawned_and_give_the_same_files(tmp_path, clip, m
     """A forked MediaPipe hangs, so the start method is not left to the platform."""
     started = []
     monkeypatch.setattr(
-        workers,
+        prepare,
         "get_context",
         lambda kind: started.append(kind) or multiprocessing.get_context(kind),
     )
@@ -298,9 +297,9 @@ class Pool:
         future = Future()
         self.broken |= any(job.target.name in self.deadly for job in jobs) or not self.can_start
         if self.broken:
-            future.set_exception(workers.BrokenProcessPool("gone"))
+            future.set_exception(prepare.BrokenProcessPool("gone"))
         else:
-            future.set_result(True if work is workers._is_ready else None)
+            future.set_result(True if work is prepare._is_ready else None)
         return future
 
     def shutdown(self, **options):
@@ -308,31 +307,31 @@ class Pool:
 
 
 def jobs_named(*names):
-    target = {name: workers.TrialTarget(Path(), name, everybody=False) for name in names}
-    return {name: workers.PreparationJob("v.mp4", target[name], "", False) for name in names}
+    target = {name: prepare.TrialTarget(Path(), name, everybody=False) for name in names}
+    return {name: prepare.PreparationJob("v.mp4", target[name], "", False) for name in names}
 
 
 def test_a_video_that_kills_its_process_is_found_and_the_others_are_done(monkeypatch):
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
     todo = jobs_named("a", "b", "deadly", *"cdefghij")
-    done = dict(workers.run_jobs(todo, None, 2))
+    done = dict(prepare.run_jobs(todo, None, 2))
     assert set(done) == set(todo)
     assert {name for name, reason in done.items() if reason is not None} == {"deadly"}
     assert re.match(r"the process that read it was killed, .*: v\.mp4", done["deadly"])
 
 
 def test_processes_that_cannot_start_are_reported_once(monkeypatch):
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(Pool, "can_start", False)
     with pytest.raises(RuntimeError, match=r"worker processes cannot start\. .*__main__"):
-        dict(workers.run_jobs(jobs_named(*"abc"), None, 2))
+        dict(prepare.run_jobs(jobs_named(*"abc"), None, 2))
 
 
 # ---------------------------------------------------------------------- people
 def test_everybody_is_a_trial_of_their_own_with_a_row_for_every_frame(
     tmp_path, couple, monkeypatch
 ):
-    monkeypatch.setattr(workers, "_FRAMES_AT_ONCE", 5)  # the second comes in a later chunk
+    monkeypatch.setattr(prepare, "_FRAMES_AT_ONCE", 5)  # the second comes in a later chunk
     files = prepare_dataset({"talk": couple}, tmp_path, crop_size=32, face="all")
     assert list(files) == ["talk_face0", "talk_face1"]
     first, second = (load_trial(file) for file in files.values())
@@ -360,7 +359,7 @@ def test_everybody_is_a_trial_of_their_own_with_a_row_for_every_frame(
 def test_everybody_again_does_nothing_and_a_changed_list_is_refused(tmp_path, couple, monkeypatch):
     files = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, face="all")
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "prepare_file", None)
+        patch.setattr(prepare, "prepare_file", None)
         again = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, face="all")
     assert again == files
     assert again.reused == ("talk_face0", "talk_face1")
@@ -442,6 +441,6 @@ def test_the_fingerprint_holds_every_option(tmp_path, clip):
 
 
 def test_a_report_is_a_mapping_that_compares_like_one():
-    report = dataset_preparation.PreparationReport({"a": Path("a")}, failures={"b": "no"})
+    report = PreparationReport({"a": Path("a")}, failures={"b": "no"})
     assert report == {"a": Path("a")}
     assert report.failures == {"b": "no"}

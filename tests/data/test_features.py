@@ -6,8 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mmau.data._trial_writer import open_trial
-from mmau.data.features import (
+from mmau.data.prepare import (
     CacheError,
     DiskFullError,
     PreparedTrial,
@@ -16,6 +15,7 @@ from mmau.data.features import (
     save_trial,
     source_fingerprint,
 )
+from mmau.data.prepared import open_trial
 from mmau.media import MediaError
 
 av = pytest.importorskip("av")

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mmau.data.features import iterate_prepared, prepare_video
+from mmau.data.prepare import iterate_prepared, prepare_video
 from mmau.media import MediaError, iterate_audio, read_audio
 
 av = pytest.importorskip("av")

@@ -28,8 +28,9 @@ def _public_modules():
             continue
         module = importlib.import_module(info.name)
         parent, _, name = info.name.rpartition(".")
-        # `mmau.functional.selective_scan` is the function; the folder behind it is its own affair.
-        if getattr(importlib.import_module(parent), name, module) is module:
+        # `mmau.functional.selective_scan` is the function; a former place only hands names on.
+        former = (inspect.getdoc(module) or "").startswith("The former place")
+        if getattr(importlib.import_module(parent), name, module) is module and not former:
             found[info.name] = module
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from mmau.action_units import AU_NAMES
 from mmau.cli import all_registries
-from mmau.cli._parser import build_parser
+from mmau.cli.parser import build_parser
 from mmau.landmarks import IBUG68
 from mmau.models import DetectorConfig
 

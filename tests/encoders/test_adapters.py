@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmau.encoders.adapters import (
+from mmau.encoders.backbone import (
     BottleneckAdapter,
     LayerMix,
     count_parameters,

@@ -8,9 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmau.encoders import VISUAL_ENCODERS, DINOv2Encoder, VisualEncoder
-from mmau.encoders._weights import WeightsNotFoundError
-from mmau.encoders.adapters import count_parameters
-from mmau.encoders.dinov2 import DINOV2_ARCHITECTURES, dinov2, tiny_dinov2
+from mmau.encoders.backbone import WeightsNotFoundError, count_parameters
+from mmau.encoders.vision import DINOV2_ARCHITECTURES, dinov2, tiny_dinov2
 
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "image_size": 32}
 

@@ -16,9 +16,8 @@ from mmau.encoders import (
     HuggingFaceVisualEncoder,
     ViTEncoder,
 )
-from mmau.encoders._weights import WeightsNotFoundError
-from mmau.encoders.adapters import count_parameters
-from mmau.encoders.vit import vit
+from mmau.encoders.backbone import WeightsNotFoundError, count_parameters
+from mmau.encoders.vision import vit
 
 NARROW = {
     "hidden_size": 32,

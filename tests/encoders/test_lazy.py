@@ -29,7 +29,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
             raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "mmau.encoders.wavlm", raising=False)
+    monkeypatch.delitem(sys.modules, "mmau.encoders.speech", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match=r'pip install "mmau\[encoders\]"'):
         mmau.encoders.WavLMEncoder  # noqa: B018

@@ -125,7 +125,7 @@ def test_an_absent_torchaudio_is_named_with_the_command(monkeypatch):
 
 
 SCRIPT = """
-import mmau, mmau.encoders, mmau.media, mmau.data.features, mmau.models, torch
+import mmau, mmau.encoders, mmau.media, mmau.data.prepare, mmau.models, torch
 from mmau.encoders import AUDIO_ENCODERS
 from mmau.encoders.torchaudio_backend import *
 status = torchaudio_status()
@@ -140,8 +140,8 @@ for use in (
     except ImportError as error:
         print(type(error).__name__, error)
 from mmau.encoders import VISUAL_ENCODERS
-from mmau.encoders.whisper import whisper
-from mmau.encoders.vit import vit
+from mmau.encoders.speech import whisper
+from mmau.encoders.vision import vit
 for names in (AUDIO_ENCODERS, VISUAL_ENCODERS):
     for name in names:
         if name.startswith("tiny"):

@@ -8,9 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmau.encoders import WavLMEncoder
-from mmau.encoders._weights import WeightsNotFoundError
-from mmau.encoders.adapters import count_parameters
-from mmau.encoders.wavlm import WAVLM_ARCHITECTURES, tiny_wavlm, wavlm
+from mmau.encoders.backbone import WeightsNotFoundError, count_parameters
+from mmau.encoders.speech import WAVLM_ARCHITECTURES, tiny_wavlm, wavlm
 
 SMALL_CONFIG = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,

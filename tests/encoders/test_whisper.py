@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmau.encoders import WhisperEncoder
-from mmau.encoders.adapters import count_parameters
-from mmau.encoders.whisper import WHISPER_ARCHITECTURES, whisper
+from mmau.encoders.backbone import count_parameters
+from mmau.encoders.speech import WHISPER_ARCHITECTURES, whisper
 
 SMALL = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
 

@@ -7,15 +7,17 @@ import torch
 from sklearn.metrics import f1_score
 from torch.testing import assert_close
 
-from mmau.calibration import cross_fitted_predictions, cross_fitted_smoothing
 from mmau.evaluation import (
+    AUCounts,
     ScoredTrial,
+    bootstrap_by_video,
     compare_reports,
     compare_trials,
+    cross_fitted_predictions,
+    cross_fitted_smoothing,
     evaluate_trials,
     fit_calibration,
 )
-from mmau.metrics import AUCounts, bootstrap_by_video
 from mmau.modules.losses import AsymmetricLoss
 
 NAMES = ("AU1", "AU2", "AU4")

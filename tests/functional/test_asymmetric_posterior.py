@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.functional.asymmetric_posterior import (
+from mmau.functional.asymmetric_loss import (
     asymmetric_posterior,
     focal_posterior,
     logits_from_asymmetric_posterior,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.functional.masked_bce_loss import masked_bce_loss
+from mmau.functional.asymmetric_loss import masked_bce_loss
 
 
 @pytest.mark.parametrize("pos_weight", [None, 3.0, [0.5, 1.0, 7.0]])

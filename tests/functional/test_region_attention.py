@@ -14,7 +14,7 @@ from mmau.functional.region_attention import choose_region_attention, region_att
 
 SIZES = st.integers(1, 6)
 # By import: the function of the same name hides the package from attribute look-up.
-FOLDED = importlib.import_module("mmau.functional.region_attention._folded")
+FOLDED = importlib.import_module("mmau.functional.region_attention")
 
 
 def in_parts(numbers):

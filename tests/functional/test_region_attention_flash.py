@@ -16,7 +16,7 @@ from mmau.modules.hga import HGA
 from mmau.registry import MissingDependencyError
 
 # By import: the function of the same name hides the package from attribute look-up.
-FLASH = importlib.import_module("mmau.functional.region_attention._flash")
+FLASH = importlib.import_module("mmau.functional.region_attention")
 
 
 def flash_attn_func(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.functional.region_pooling import region_pooling
+from mmau.functional.region_attention import region_pooling
 
 
 def test_is_the_mean_of_the_marked_patches():

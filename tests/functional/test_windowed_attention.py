@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mmau.functional import windowed_attention as package_name
-from mmau.functional._windowed_blocks import attend_in_blocks, find_key_blocks
-from mmau.functional.windowed_attention import windowed_attention
+from mmau.functional.windowed_attention import attend_in_blocks, find_key_blocks, windowed_attention
 
 HEADS, WIDTH = 2, 6
 

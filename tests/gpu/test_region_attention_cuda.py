@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-FOLDED = importlib.import_module("mmau.functional.region_attention._folded")
+FOLDED = importlib.import_module("mmau.functional.region_attention")
 
 
 @pytest.fixture(autouse=True)

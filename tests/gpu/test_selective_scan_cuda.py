@@ -1,7 +1,7 @@
 """The backends of the selective scan on a real GPU: values, gradients, states, bits, memory.
 
 On the CPU the same kernels run in Triton's interpreter, and mamba-ssm's has a stand-in
-(`tests/functional/test_scan_triton.py` and `test_scan_mamba_ssm.py`).
+(`tests/scan/test_scan_triton.py` and `test_scan_mamba_ssm.py`).
 """
 
 import math
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmau.functional.selective_scan import SCAN_BACKENDS, selective_scan
 from mmau.registry import MissingDependencyError
+from mmau.scan import SCAN_BACKENDS, selective_scan
 from mmau.testing import check_scan_backend
 
 pytestmark = [
@@ -117,14 +117,14 @@ def test_half_inputs_are_rounded_only_at_the_end(backend, dtype):
 def test_half_inputs_of_the_kernel_itself():
     """Without casts before and after, and with `A` in float32 beside the others."""
     pytest.importorskip("triton")
-    from mmau.functional.selective_scan import _triton
+    from mmau.scan import triton as scan_triton
 
     x, delta, A, B, C, h = (v.bfloat16() for v in make())
     A = A.float()
-    y, state = _triton.scan(x, delta, A, B, C, initial_state=h)
+    y, state = scan_triton.scan(x, delta, A, B, C, initial_state=h)
     assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
     single = [v.float() for v in (x, delta, A, B, C)]
-    full, full_state = _triton.scan(*single, initial_state=h.float())
+    full, full_state = scan_triton.scan(*single, initial_state=h.float())
     # Another dtype is another binary, which may fuse other multiply-adds; then one rounding.
     assert_close(y.float(), full, rtol=2**-8, atol=1e-5)
     close(state, full_state.double(), 2e-6, "state")
@@ -238,7 +238,7 @@ def test_it_compiles_as_one_graph(name):
 
 def test_the_fused_gate_and_softplus():
     pytest.importorskip("triton")
-    from mmau.functional.selective_scan import _triton
+    from mmau.scan import triton as scan_triton
 
     x, _, A, B, C, h = make(dtype=torch.float32)
     logits, gate = torch.randn(2, *x.shape, device="cuda")
@@ -246,7 +246,7 @@ def test_the_fused_gate_and_softplus():
     logits[:, 7], gate[:, 9] = -math.inf, math.inf
     bias = torch.randn(x.shape[2], device="cuda")
     leaves = [v.requires_grad_() for v in (x, logits, bias, A, B, C, h, gate)]
-    y, state = _triton.gated_scan(*leaves[:6], gate_logits=gate, initial_state=h)
+    y, state = scan_triton.gated_scan(*leaves[:6], gate_logits=gate, initial_state=h)
     grads = torch.autograd.grad(y.sum() + state.sum(), leaves)
     double = [v.detach().double().requires_grad_() for v in leaves]
     x, logits, bias, A, B, C, h, gate = double

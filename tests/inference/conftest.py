@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmau.data.synthetic import SyntheticConfig, render_clip, write_movie
 from mmau.models import Component, DetectorConfig, build_detector
+from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 
 def build_small_detector(*, sound=True, audio_options=None, fusion="interpolate", **temporal):

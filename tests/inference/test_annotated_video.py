@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmau.inference import AUPredictor, AUTable, annotate_video
-from mmau.inference._drawing import FrameCanvas
+from mmau.inference.annotate import FrameCanvas
 from mmau.media import MediaError, read_audio
 from mmau.media.video import VideoReader
 

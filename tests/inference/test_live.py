@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmau.calibration import Calibration
+from mmau.evaluation import Calibration
 from mmau.inference import AUPredictor, StageTimes
-from mmau.inference._live import _LiveSound
+from mmau.inference.live import _LiveSound
 from mmau.media import read_audio
 from mmau.media.video import VideoReader
 

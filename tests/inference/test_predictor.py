@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmau.calibration import Calibration
-from mmau.data.features import prepare_video
+from mmau.data.prepare import prepare_video
+from mmau.evaluation import Calibration
 from mmau.functional import asymmetric_posterior
 from mmau.inference import AUPredictor, StageTimes
 from mmau.media import MediaError, read_audio
@@ -41,7 +41,7 @@ def one_pass(predictor, trial):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """The film is short: cut it finely, so that state and sound are carried over."""
-    monkeypatch.setattr("mmau.inference._faces.FRAMES_PER_CHUNK", 7)
+    monkeypatch.setattr("mmau.inference.session.FRAMES_PER_CHUNK", 7)
 
 
 def test_a_file_in_chunks_is_one_pass(predictor, one_pass, film, small_chunks):

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mmau.action_units import AU_NAMES
-from mmau.data.features import iterate_prepared, prepare_video
-from mmau.data.synthetic import render_face
+from mmau.data.prepare import iterate_prepared, prepare_video
 from mmau.inference import SoundStream
 from mmau.media import iterate_audio
+from mmau.synthetic import render_face
 
 av = pytest.importorskip("av")
 CLOCK = 90_000

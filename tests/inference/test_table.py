@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmau.inference import AUTable, TableError, read_table
-from mmau.inference._table import join_people
+from mmau.inference.table import join_people
 from mmau.registry import MissingDependencyError
 
 

@@ -11,11 +11,11 @@ from mmau.registry import MissingDependencyError
 cv2 = pytest.importorskip("cv2")
 mediapipe = pytest.importorskip("mediapipe")
 
-from mmau.media._native_log import quiet_native_stderr  # noqa: E402
-from mmau.media.mediapipe_faces import (  # noqa: E402
+from mmau.media.mediapipe import (  # noqa: E402
     MediaPipeFaceDetector,
     MediaPipeLandmarks,
     _Model,
+    quiet_native_stderr,
 )
 
 NAMES = ["grace_hopper", "astronaut"]

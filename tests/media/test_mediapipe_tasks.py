@@ -7,8 +7,8 @@ import pytest
 
 from mmau.landmarks import to_ibug68
 from mmau.media import LANDMARK_EXTRACTORS, FaceRegion, MediaError
-from mmau.media._face_regions import region_to_square
 from mmau.media.face_alignment import transform_points
+from mmau.media.mediapipe import region_to_square
 
 mediapipe = pytest.importorskip("mediapipe")
 pytest.importorskip("cv2")

@@ -159,7 +159,7 @@ def test_wrong_options_are_refused(options, message):
 def test_two_photographs_side_by_side_are_two_people(portraits):
     cv2 = pytest.importorskip("cv2")
     pytest.importorskip("mediapipe")
-    from mmau.media.mediapipe_faces import MediaPipeFaceDetector, MediaPipeLandmarks
+    from mmau.media.mediapipe import MediaPipeFaceDetector, MediaPipeLandmarks
 
     small = [
         cv2.resize(portraits[name][:460], (240, 240), interpolation=cv2.INTER_AREA)

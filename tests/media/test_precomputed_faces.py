@@ -12,7 +12,7 @@ from mmau.media import (
     FrameAware,
     MediaError,
 )
-from mmau.media.precomputed_faces import read_face_table
+from mmau.media.external import read_face_table
 
 IMAGE = np.zeros((200, 200, 3), np.uint8)
 BOXES = (

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmau.encoders.adapters import count_parameters
+from mmau.encoders.backbone import count_parameters
 from mmau.models import Component, DetectorConfig, build_detector
 from mmau.registry import UnknownComponentError
 

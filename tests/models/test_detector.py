@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmau.encoders import LogMelEncoder
-from mmau.encoders.dinov2 import tiny_dinov2
+from mmau.encoders.vision import tiny_dinov2
 from mmau.models import AUDetector, Component, DetectorConfig, build_detector
 from mmau.modules import HGA, LandmarkToPatch, VisionMamba
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmau.calibration import Calibration
+from mmau.evaluation import Calibration
 from mmau.models import (
     Component,
     DetectorConfig,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmau.encoders.dinov2 import tiny_dinov2
-from mmau.encoders.wavlm import tiny_wavlm
+from mmau.encoders.speech import tiny_wavlm
+from mmau.encoders.vision import tiny_dinov2
 from mmau.models import (
     AUDetector,
     Component,

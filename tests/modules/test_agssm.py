@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.functional.selective_scan import ScanBackend, resolve_scan_backend, zoh
-from mmau.modules.agssm import AGSSM, reverse_reset
-from mmau.modules.agssm_block import AGSSMBlock
-from mmau.modules.audio_guided_selection import AudioGuidedSelection
+from mmau.modules.agssm import AGSSM, AGSSMBlock, AudioGuidedSelection, reverse_reset
+from mmau.scan import ScanBackend, resolve_scan_backend, zoh
 
 
 def clip(b=2, t=9, d=6, a=4):

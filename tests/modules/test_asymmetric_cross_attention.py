@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.modules.asymmetric_cross_attention import AsymmetricCrossAttention
+from mmau.modules.cross_attention import AsymmetricCrossAttention
 
 
 def build(**options):

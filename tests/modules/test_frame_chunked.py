@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmau.encoders.dinov2 import tiny_dinov2
+from mmau.encoders.vision import tiny_dinov2
 from mmau.modules import FrameChunked, run_in_chunks
 
 

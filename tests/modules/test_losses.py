@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from mmau.functional import asymmetric_loss, asymmetric_posterior, focal_loss, focal_posterior
-from mmau.functional.masked_bce_loss import masked_bce_loss
+from mmau.functional.asymmetric_loss import masked_bce_loss
 from mmau.modules.losses import LOSSES, AsymmetricLoss, FocalLoss, MaskedBCELoss
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.modules.region_merge import RegionMerge
+from mmau.modules.hga import RegionMerge
 
 
 @pytest.mark.parametrize("mode", ["flatten", "mean", "attention"])

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.modules.tcn import TCN
-from mmau.modules.temporal import TEMPORAL_MODELS, TemporalModel
-from mmau.modules.temporal_module import TemporalModule, mask_from_lengths
-from mmau.modules.temporal_transformer import TemporalTransformer
+from mmau.modules.baselines import TCN, TemporalTransformer
+from mmau.modules.temporal import TEMPORAL_MODELS, TemporalModel, TemporalModule, mask_from_lengths
 
 NAMES = list(TEMPORAL_MODELS)
 D, A = 8, 3

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.modules.vision_mamba import VisionMamba
+from mmau.modules.agssm import VisionMamba
 
 
 def clip(b=2, t=9, d=6, a=4):

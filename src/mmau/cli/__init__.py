@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmau.cli._console import Console, UserError
-from mmau.cli._parser import build_parser
 from mmau.cli.components import all_registries
+from mmau.cli.console import Console, UserError
+from mmau.cli.parser import build_parser
 from mmau.registry import MissingDependencyError, UnknownComponentError
 
 __all__ = ["all_registries", "main"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NamedTuple
 
-from mmau.cli._console import Console
+from mmau.cli.console import Console
 
 __all__ = ["add_parser", "completion_script"]
 
@@ -41,7 +41,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    from mmau.cli._parser import build_parser
+    from mmau.cli.parser import build_parser
 
     console.result(completion_script(build_parser(), arguments.shell))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mmau.cli._console import Console
+from mmau.cli.console import Console
 from mmau.registry import Registry
 
 __all__ = ["add_parser", "all_registries"]
@@ -18,11 +18,11 @@ def all_registries() -> list[Registry[Any]]:
         Face detectors first, losses last.
     """
     from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
-    from mmau.functional.selective_scan import SCAN_BACKENDS
     from mmau.landmarks import LANDMARK_SCHEMES
     from mmau.media.faces import FACE_DETECTORS, LANDMARK_EXTRACTORS
     from mmau.modules.losses import LOSSES
     from mmau.modules.temporal import TEMPORAL_MODELS
+    from mmau.scan.backend import SCAN_BACKENDS
 
     return [
         FACE_DETECTORS,

@@ -9,8 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from mmau.cli._console import Console, UserError
 from mmau.cli.components import all_registries
+from mmau.cli.console import Console, UserError
 
 __all__ = ["add_parser", "torchaudio_status"]
 
@@ -121,7 +121,7 @@ def torchaudio_status() -> str:
 
 
 def _report_on(root: Path, console: Console) -> int:
-    from mmau.data.data_root_check import check_data_root
+    from mmau.data.affwild2_check import check_data_root
 
     with console.progress("looking", unit="trials") as progress:
         findings = check_data_root(root, progress=progress)

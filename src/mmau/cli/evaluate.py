@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmau._files import whole_file
-from mmau.cli._batch import Work, run_batch
-from mmau.cli._console import Console, UserError
+from mmau.cli.console import Console, UserError, Work, run_batch
 from mmau.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     from mmau.data.affwild2 import Trial
     from mmau.evaluation import ScoredTrial
+    from mmau.evaluation.counts import AUCounts
     from mmau.inference import AUPredictor, AUTable, VideoLogits
-    from mmau.metrics import AUCounts
 
 __all__ = ["add_parser"]
 
@@ -131,8 +130,8 @@ def _of_checkpoint(arguments: argparse.Namespace, console: Console) -> _Scored:
     import torch
 
     from mmau.data import find_trials
+    from mmau.evaluation.counts import AUCounts
     from mmau.inference import AUPredictor
-    from mmau.metrics import AUCounts
 
     predictor = AUPredictor.from_pretrained(arguments.checkpoint, device=arguments.device)
     trials = find_trials(arguments.root, arguments.split)
@@ -209,7 +208,7 @@ def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
 def _logits_of_prepared(
     trials: Sequence[Trial], arguments: argparse.Namespace, predictor: AUPredictor, console: Console
 ) -> Iterable[tuple[Trial, VideoLogits | None, str | None]]:
-    from mmau.data.features import PreparationError, load_trial, prepare_dataset
+    from mmau.data.prepare import PreparationError, load_trial, prepare_dataset
 
     files: dict[str, Path] = {}
     failures: dict[str, str] = {}
@@ -251,7 +250,7 @@ def _join(
     import torch
 
     from mmau.evaluation import ScoredTrial
-    from mmau.inference._person import increasing
+    from mmau.inference.session import increasing
 
     numbers = logits.first_frame + 1 + np.arange(len(logits.valid))
     return ScoredTrial(
@@ -287,9 +286,9 @@ def _of_tables(arguments: argparse.Namespace, console: Console) -> _Scored:
 
     from mmau.data.affwild2 import video_of_trial
     from mmau.evaluation import ScoredTrial
+    from mmau.evaluation.counts import AUCounts
     from mmau.inference import read_table
-    from mmau.inference._person import increasing
-    from mmau.metrics import AUCounts
+    from mmau.inference.session import increasing
 
     pairs = _pairs(Path(arguments.predictions), Path(arguments.annotations))
     scored: list[ScoredTrial] = []

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmau.cli._batch import Outcome, Work, run_batch
-from mmau.cli._console import Console, UserError
-from mmau.cli._videos import VIDEO_SUFFIXES, FoundVideo, find_videos, is_single_file
+from mmau.cli.console import (
+    VIDEO_SUFFIXES,
+    Console,
+    FoundVideo,
+    Outcome,
+    UserError,
+    Work,
+    find_videos,
+    is_single_file,
+    run_batch,
+)
 from mmau.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -108,7 +116,7 @@ class _Done:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from mmau._checks import check_range
-    from mmau.data._face_finding import FaceOptions
+    from mmau.media.faces import FaceOptions
 
     check_range("--jobs", arguments.jobs, 1)
     single = is_single_file(arguments.video)
@@ -155,7 +163,7 @@ def _pairs(flag: str, given: list[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- where things go
 def _jobs(arguments: argparse.Namespace, videos: list[FoundVideo], *, single: bool) -> list[_Job]:
     """Refuse before the work, not after it, what cannot be written."""
-    from mmau.inference.annotated_video import ANNOTATED_SUFFIXES
+    from mmau.inference.annotate import ANNOTATED_SUFFIXES
 
     output = Path(arguments.output)
     plot = None if arguments.plot is None else Path(arguments.plot)

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmau.cli._console import Console, UserError
-from mmau.cli._videos import find_videos, is_single_file
+from mmau.cli.console import Console, UserError, find_videos, is_single_file
 
 __all__ = ["add_parser"]
 
@@ -50,7 +49,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    from mmau.data.features import PreparationError, prepare_dataset
+    from mmau.data.prepare import PreparationError, prepare_dataset
 
     (first, *more) = arguments.source
     if not more and is_single_file([first]) and not Path(first).exists():

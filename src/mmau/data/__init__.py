@@ -14,13 +14,7 @@ from mmau.data.affwild2 import (
     read_annotation,
     write_submission,
 )
-from mmau.data.au_tables import (
-    ForeignAUTable,
-    read_openface,
-    read_pyfeat,
-    write_openface,
-    write_pyfeat,
-)
+from mmau.data.affwild2_check import Finding, check_data_root
 from mmau.data.clips import (
     ClipAugmentation,
     ClipDataset,
@@ -28,19 +22,24 @@ from mmau.data.clips import (
     ClipStitcher,
     clip_windows,
 )
-from mmau.data.data_root_check import Finding, check_data_root
 from mmau.data.feature_cache import FeatureCache, FeatureCacheError, FeatureLayout, FeatureSource
-from mmau.data.features import (
+from mmau.data.prepare import (
     DiskFullError,
     PreparationError,
     PreparationReport,
-    PreparedChunk,
     iterate_prepared,
     prepare_dataset,
     prepare_video,
 )
-from mmau.data.label_conventions import NumberedLabels, read_bp4d, read_disfa
-from mmau.data.prepared_trial import CacheError, PreparedTrial, load_trial, save_trial
+from mmau.data.prepared import CacheError, PreparedChunk, PreparedTrial, load_trial, save_trial
+from mmau.tables.formats import (
+    ForeignAUTable,
+    read_openface,
+    read_pyfeat,
+    write_openface,
+    write_pyfeat,
+)
+from mmau.tables.label_conventions import NumberedLabels, read_bp4d, read_disfa
 
 __all__ = [
     "Annotation",

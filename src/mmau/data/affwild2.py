@@ -6,40 +6,25 @@ Row i of an annotation (1-based, header excluded) is frame i of the video in dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmau._checks import check_choice, check_range
+from mmau._files import whole_file
 from mmau.action_units import AU_NAMES
-from mmau.data._affwild2_frames import (
-    FilledFrames,
-    FrameFolder,
-    find_frame_folders,
-    frame_numbers,
-)
-from mmau.data._affwild2_submission import (
-    ListedFrame,
-    ListedFrames,
-    listed_frames,
-    write_submission,
-)
-from mmau.data._affwild2_text import AnnotationError, header, read_lines
-from mmau.data._affwild2_trials import (
-    ListedTrial,
-    Split,
-    Trial,
-    find_annotations,
-    find_listed_trials,
-    find_trials,
-    find_videos,
-    video_of_trial,
-)
+from mmau.media.errors import MediaError
+from mmau.media.video import open_container
+from mmau.tables.label_conventions import AnnotationError, read_lines
 
 __all__ = [
+    "SPLIT_FOLDERS",
     "Annotation",
     "AnnotationError",
     "FilledFrames",
@@ -50,18 +35,478 @@ __all__ = [
     "ListedTrial",
     "Split",
     "Trial",
+    "challenge_folder",
     "find_annotations",
     "find_frame_folders",
     "find_listed_trials",
     "find_trials",
     "find_videos",
     "frame_numbers",
+    "header",
     "join_labels",
     "listed_frames",
     "read_annotation",
+    "read_lines",
     "video_of_trial",
     "write_submission",
 ]
+
+
+def header(line: str, where: str) -> tuple[str, ...]:
+    """Names of the Action Units; empty fields at the end come from trailing commas."""
+    names = [name.strip() for name in line.split(",")]
+    while names and not names[-1]:
+        names.pop()
+    bad = [name for name in names if not re.fullmatch(r"AU\d+", name)]
+    if not names or bad:
+        raise AnnotationError(f"{where}: expected names such as AU1,AU2,AU4; got {line.strip()!r}.")
+    if len(set(names)) != len(names):
+        raise AnnotationError(f"{where}: an Action Unit occurs twice; got {line.strip()!r}.")
+    return tuple(names)
+
+
+Split = Literal["train", "validation"]
+
+SPLIT_FOLDERS: dict[str, str] = {"train": "Train_Set", "validation": "Validation_Set"}
+CHALLENGE = "AU_Detection_Challenge"
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
+TRIAL_SUFFIXES = ("_left", "_right", "_main")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One annotated person in one video."""
+
+    name: str
+    """Name of the annotation, without suffix: `<video>`, or `<video>_left`, `_right` or `_main`."""
+    video: Path
+    """The video file."""
+    annotation: Path
+    """The annotation file."""
+    split: Split
+    """Official split."""
+    frames: Path | None = None
+    """Folder of cropped images, or `None` if there is none."""
+
+    @property
+    def video_name(self) -> str:
+        """Name of the video without suffix: what keeps `_left` and `_right` together."""
+        return self.video.stem
+
+    @property
+    def face(self) -> str:
+        """Whom to follow in the video, as `prepare_video` takes it; the names say the side only."""
+        sides = {"_left": "left", "_right": "right"}
+        # Not the end of the name alone: `video10_1_left` is a video.
+        return sides.get(self.name.removeprefix(self.video_name), "largest")
+
+
+@dataclass(frozen=True)
+class ListedTrial:
+    """A trial of the test set: known only by the frames that a submission must hold."""
+
+    name: str
+    """Name of the trial."""
+    numbers: npt.NDArray[np.int64]
+    """`(n)`, the frame numbers that are listed, 1-based, in their order."""
+    video: Path
+    """The video file."""
+    frames: Path | None = None
+    """Folder of cropped images, or `None` if there is none."""
+
+
+def video_of_trial(name: str) -> str:
+    """Strip the one suffix that says which person of the video a trial is.
+
+    Args:
+        name: Trial name.
+
+    Returns:
+        Video name.
+
+    Examples:
+        >>> video_of_trial("video10_1_left"), video_of_trial("30-30-1920x1080")
+        ('video10_1', '30-30-1920x1080')
+    """
+    for suffix in TRIAL_SUFFIXES:
+        if name.endswith(suffix) and name != suffix:
+            return name[: -len(suffix)]
+    return name
+
+
+def find_trials(
+    root: str | Path,
+    split: Split = "train",
+    *,
+    missing_videos: Literal["error", "skip"] = "error",
+) -> list[Trial]:
+    """List the trials of an official split, each with its video and its images if there are any.
+
+    Videos are looked for anywhere below `<root>/videos`. Hidden files (`.DS_Store`,
+    `._video1.txt`), folders and files of other kinds are ignored.
+
+    Args:
+        root: Folder with `videos` and `AU_Detection_Challenge/{Train_Set,Validation_Set}`, the
+            latter possibly one level deeper.
+        split: `"train"` or `"validation"`.
+        missing_videos: Whether a trial without its video is an `"error"` or is left out (`"skip"`).
+
+    Returns:
+        Trials, sorted by name.
+
+    Raises:
+        FileNotFoundError: If a folder or a video is missing, or the split holds no annotation.
+        ValueError: If an option is unknown, two videos or two folders of images share a name, or a
+            trial is in both splits.
+    """
+    check_choice("missing_videos", missing_videos, ("error", "skip"))
+    annotations = find_annotations(root, split)
+    videos, folders = find_videos(root), find_frame_folders(root)
+    trials, missing = [], []
+    for name, annotation in annotations.items():
+        video = _video_of(name, videos)
+        if video is None:
+            missing.append(name)
+        else:
+            trials.append(Trial(name, video, annotation, split, folders.get(name)))
+    if missing_videos == "error":
+        _refuse_missing(missing, len(annotations), f"{split} trials", root)
+    return trials
+
+
+def find_annotations(root: str | Path, split: Split = "train") -> dict[str, Path]:
+    """List the annotations of an official split, whether or not there are videos or images.
+
+    Args:
+        root: Folder with `AU_Detection_Challenge/{Train_Set,Validation_Set}`.
+        split: `"train"` or `"validation"`.
+
+    Returns:
+        Trial name to annotation file, sorted by name.
+
+    Raises:
+        FileNotFoundError: If a folder is missing, or the split holds no annotation.
+        ValueError: If the split is unknown, or a trial is in both splits.
+    """
+    check_choice("split", split, SPLIT_FOLDERS)
+    challenge = challenge_folder(root)
+    annotations = annotations_in(challenge / SPLIT_FOLDERS[split])
+    if not annotations:
+        raise FileNotFoundError(
+            f"no annotation of the {split} split: expected *.txt files in "
+            f"{challenge / SPLIT_FOLDERS[split]}"
+        )
+    for other, folder in SPLIT_FOLDERS.items():
+        if other == split or not (challenge / folder).is_dir():
+            continue
+        shared = annotations.keys() & annotations_in(challenge / folder)
+        if shared:
+            raise ValueError(
+                f"{len(shared)} trials are in both splits below {challenge}, such as "
+                f"{min(shared)!r}; scores on them would be worthless."
+            )
+    return dict(sorted(annotations.items()))
+
+
+def find_listed_trials(root: str | Path, example: str | Path) -> list[ListedTrial]:
+    """List the trials of the test set, which the official example file defines.
+
+    Args:
+        root: Folder with `videos`, and the folders of cropped images if there are any.
+        example: Official example of a submission.
+
+    Returns:
+        Trials in the order of their first listed frame, with all their listed frames.
+
+    Raises:
+        FileNotFoundError: If the example, the folder of videos or a video is missing.
+        AnnotationError: If a line of the example is not of its form.
+        ValueError: If two videos or two folders of images share a name.
+    """
+    numbers: dict[str, list[int]] = {}
+    for frame in listed_frames(example).frames:
+        numbers.setdefault(frame.trial, []).append(frame.number)
+    videos, folders = find_videos(root), find_frame_folders(root)
+    _refuse_missing(
+        [name for name in numbers if _video_of(name, videos) is None],
+        len(numbers),
+        "listed trials",
+        root,
+    )
+    return [
+        ListedTrial(name, np.array(listed, dtype=np.int64), video, folders.get(name))
+        for name, listed in numbers.items()
+        if (video := _video_of(name, videos)) is not None
+    ]
+
+
+def challenge_folder(root: str | Path) -> Path:
+    """Find the folder of the annotations of the AU track.
+
+    Args:
+        root: The data root, which holds it or holds one folder that does.
+
+    Returns:
+        The folder; `<root>/AU_Detection_Challenge` if there is none, for a message.
+
+    Raises:
+        ValueError: If several folders of the root hold one.
+    """
+    root = Path(root)
+    found = sorted(path for path in root.glob(f"*/{CHALLENGE}") if path.is_dir())
+    if (root / CHALLENGE).is_dir() or not found:
+        return root / CHALLENGE
+    if len(found) > 1:
+        raise ValueError(
+            f"several folders hold annotations, {found[0]} and {found[1]}; move all but one out "
+            f"of {root}."
+        )
+    return found[0]
+
+
+def annotations_in(folder: Path) -> dict[str, Path]:
+    """Trial name to file."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    return {
+        path.stem: path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix == ".txt" and not path.name.startswith(".")
+    }
+
+
+def find_videos(root: str | Path) -> dict[str, Path]:
+    """List the videos of a data root, from anywhere below its folder `videos`.
+
+    Args:
+        root: The data root.
+
+    Returns:
+        Video name without suffix to file.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If two videos share a name.
+    """
+    folder = Path(root) / "videos"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
+            continue
+        if not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(f"two videos share a name: {found[path.stem]} and {path}.")
+        found[path.stem] = path
+    return found
+
+
+def _video_of(trial: str, videos: dict[str, Path]) -> Path | None:
+    # A video may itself be called something_left: its own name goes first.
+    return videos.get(trial) or videos.get(video_of_trial(trial))
+
+
+def _refuse_missing(missing: list[str], total: int, what: str, root: str | Path) -> None:
+    if missing:
+        raise FileNotFoundError(
+            f"no video below {Path(root) / 'videos'} for {len(missing)} of {total} {what}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+
+
+_FOLDER_PREFIX = "cropped_aligned"
+
+
+class FilledFrames(NamedTuple):
+    """What `FrameFolder.fill` returns: one row per frame number, whether there is an image."""
+
+    images: npt.NDArray[np.uint8]
+    """`(t, h, w, 3)`, RGB; row i is frame number i + 1, zeros where there is no image."""
+    present: npt.NDArray[np.bool_]
+    """`(t,)`, whether there is an image: the rows to use."""
+    num_beyond: int
+    """Images whose number is above `t`; they are left out."""
+
+
+def frame_numbers(folder: str | Path) -> npt.NDArray[np.int64]:
+    """List the frame numbers of a folder of cropped images, `00001.jpg` and so on.
+
+    Args:
+        folder: Folder of one trial; hidden files, sub-folders and other files are ignored.
+
+    Returns:
+        `(n)`, 1-based and increasing, with gaps where there is no image; empty without any image.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If two images have one number, or a number is 0.
+    """
+    return np.array(sorted(_images(Path(folder))), dtype=np.int64)
+
+
+def find_frame_folders(root: str | Path) -> dict[str, Path]:
+    """List the folders of cropped images of a data root, from all its parts.
+
+    The images come in several archives, `cropped_aligned` and `cropped_aligned_new_50_vids`, that
+    people unpack beside or inside each other: every folder whose name starts with
+    `cropped_aligned`, in the root or one level below, is searched.
+
+    Args:
+        root: The data root.
+
+    Returns:
+        Trial name, with its suffix, to folder; sorted by name.
+
+    Raises:
+        FileNotFoundError: If there is no such root.
+        ValueError: If two parts hold a folder of one name.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no such folder: {root}")
+    parts = [
+        part
+        for pattern in (f"{_FOLDER_PREFIX}*", f"*/{_FOLDER_PREFIX}*")
+        for part in root.glob(pattern)
+        if part.is_dir() and not part.parent.name.startswith((".", "__MACOSX"))
+    ]
+    found: dict[str, Path] = {}
+    for part in sorted(parts):
+        for folder in sorted(part.iterdir()):
+            if not folder.is_dir() or folder.name.startswith((".", _FOLDER_PREFIX)):
+                continue
+            if folder.name in found:
+                raise ValueError(
+                    f"two folders hold the images of one trial: {found[folder.name]} and {folder}."
+                )
+            found[folder.name] = folder
+    return dict(sorted(found.items()))
+
+
+class FrameFolder:
+    """The cropped images of one trial, read by frame number and never by position.
+
+    A number without an image stays without one: gaps at the start, in the middle and at the end are
+    the rule in Aff-Wild2. There is no clock in a folder; the time of frame number i is that of the
+    i-th decoded frame of the video.
+
+    Args:
+        path: Folder of `00001.jpg` and so on; hidden files, sub-folders and others are ignored.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If two images have one number, or a number is 0.
+
+    Examples:
+        Labels and images of one trial, joined by number.
+
+        ```python
+        folder = FrameFolder("cropped_aligned/video10_1_left")
+        joined = join_labels(read_annotation(path).select(), folder.numbers)
+        for (number, image), row in zip(folder, joined.labels):
+            print(number, image.shape, row)
+        ```
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files = dict(sorted(_images(self.path).items()))
+        self.numbers: npt.NDArray[np.int64] = np.array(list(self._files), dtype=np.int64)
+        """`(n)`, 1-based and increasing: the frames that have an image."""
+
+    def __repr__(self) -> str:
+        return f"FrameFolder({str(self.path)!r}, {len(self)} images)"
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        for number in self._files:
+            yield number, self.read(number)
+
+    def read(self, number: int) -> npt.NDArray[np.uint8]:
+        """Read the image of one frame.
+
+        Args:
+            number: Frame number, counted from 1.
+
+        Returns:
+            `(h, w, 3)`, RGB.
+
+        Raises:
+            LookupError: If the frame has no image.
+            MediaError: If the file is no image, or damaged.
+        """
+        if number not in self._files:
+            raise LookupError(f"frame {number} has no image in {self.path}.")
+        file = self._files[number]
+        with open_container(file) as container:
+            try:
+                frame = next(container.decode(video=0), None)
+            except ValueError as error:  # FFmpeg's invalid data is one
+                raise MediaError(f"the image cannot be decoded: {file}") from error
+        if frame is None:
+            raise MediaError(f"the image cannot be decoded: {file}")
+        image: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+        return image
+
+    def fill(self, num_frames: int) -> FilledFrames:
+        """Read all images into one array, each at the place of its number.
+
+        Args:
+            num_frames: Rows `t`: of the annotation, or frames of the video.
+
+        Returns:
+            Images, where there is one, and how many were beyond the end.
+
+        Raises:
+            ValueError: If `num_frames` is negative, there is no image at all, or two images differ
+                in size.
+            MediaError: If a file is no image, or damaged.
+        """
+        if num_frames < 0:
+            raise ValueError(f"`num_frames` must not be negative; got {num_frames}.")
+        if not self._files:
+            raise ValueError(f"there is not one image, so their size is not known: {self.path}")
+        images: npt.NDArray[np.uint8] | None = None
+        present = np.zeros(num_frames, dtype=np.bool_)
+        for number in self._files:
+            if images is not None and number > num_frames:
+                break
+            image = self.read(number)
+            if images is None:
+                images = np.zeros((num_frames, *image.shape), dtype=np.uint8)
+            if image.shape != images.shape[1:]:
+                raise ValueError(
+                    f"the images of a trial must have one size, {images.shape[1:3]}; frame "
+                    f"{number} has {image.shape[:2]}: {self._files[number]}"
+                )
+            if number <= num_frames:
+                images[number - 1] = image
+                present[number - 1] = True
+        assert images is not None  # there is at least one file
+        return FilledFrames(images, present, int((self.numbers > num_frames).sum()))
+
+
+def _images(folder: Path) -> dict[int, Path]:
+    """Frame number to file."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"(\d+)\.(?:jpg|jpeg|png)", path.name)
+        if match is None or not path.is_file():
+            continue
+        number = int(match[1])
+        if number < 1:
+            raise ValueError(f"frame numbers start at 1, so this is not one: {path}")
+        if number in found:
+            raise ValueError(f"two images of frame {number}: {found[number]} and {path}.")
+        found[number] = path
+    return found
+
 
 VALUES = {"0": 0, "1": 1, "-1": -1}
 
@@ -201,3 +646,130 @@ def join_labels(
     joined = np.full((len(wanted), labels.shape[1]), -1, dtype=np.int8)
     joined[has_row] = labels[wanted[has_row] - 1]
     return JoinedLabels(joined, has_row, len(labels), len(labels) - int(has_row.sum()))
+
+
+class ListedFrame(NamedTuple):
+    """One line of the example file."""
+
+    location: str
+    """As written: `2-30-640x360/00001.jpg`."""
+    trial: str
+    """Name of the trial."""
+    number: int
+    """Frame number, counted from 1."""
+    line: int
+    """Line of the file, counted from 1."""
+
+
+@dataclass(frozen=True)
+class ListedFrames:
+    """What a submission must hold."""
+
+    au_names: tuple[str, ...]
+    """Names of the columns."""
+    frames: tuple[ListedFrame, ...]
+    """Rows, in the order of the file."""
+
+
+def listed_frames(example: str | Path) -> ListedFrames:
+    """Read the official example of a submission: which frames, in which order.
+
+    Args:
+        example: Text file: header `image_location,AU1,...`, then one row per frame such as
+            `2-30-640x360/00001.jpg,0,...`. Its values are not used.
+
+    Returns:
+        Columns and frames.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        AnnotationError: If a line is not of that form, or a frame is listed twice.
+    """
+    lines = read_lines(Path(example))
+    if not lines or lines[0].split(",")[0].strip() != "image_location":
+        raise AnnotationError(f"{example}, line 1: expected image_location,AU1,AU2,...")
+    _, _, named = lines[0].partition(",")
+    columns = header(named, f"{example}, line 1")
+    frames: list[ListedFrame] = []
+    seen: dict[tuple[str, int], int] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        location = line.split(",")[0].strip()
+        match = re.fullmatch(r"(.+)/(\d+)\.(?:jpg|jpeg|png)", location)
+        if match is None or int(match[2]) < 1:
+            raise AnnotationError(
+                f"{example}, line {number}: expected <trial>/<frame number>.jpg; got {location!r}."
+            )
+        frame = ListedFrame(location, match[1], int(match[2]), number)
+        first = seen.setdefault((frame.trial, frame.number), number)
+        if first != number:
+            raise AnnotationError(
+                f"{example}, line {number}: {location} is listed before, in line {first}."
+            )
+        frames.append(frame)
+    return ListedFrames(columns, tuple(frames))
+
+
+def write_submission(
+    path: str | Path,
+    example: str | Path,
+    predictions: Mapping[str, npt.NDArray[Any]],
+    *,
+    au_names: Sequence[str] = AU_NAMES,
+    repeat_last: int = 0,
+) -> int:
+    """Write the frames that the official example file lists, in its order, and no others.
+
+    Args:
+        path: File to write, through a temporary name; an older one is replaced.
+        example: Official example: header `image_location,AU1,...`, then one row per frame such as
+            `2-30-640x360/00001.jpg,0,...`. Its values are not used.
+        predictions: Trial name to `(t, c)` decisions, 0 or 1; row i is frame number i + 1.
+        au_names: Names of the columns of `predictions`.
+        repeat_last: How many listed frames beyond the last prediction of a trial may take over its
+            decisions. Lists that are off by one from what a decoder yields need 1; by default such
+            a frame is refused.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        FileNotFoundError: If there is no example file.
+        AnnotationError: If a line of the example is not of that form.
+        ValueError: If a prediction is missing for a listed frame, or is not 0 or 1.
+    """
+    check_range("repeat_last", repeat_last, 0)
+    wanted = listed_frames(example)
+    lacking = [name for name in wanted.au_names if name not in au_names]
+    if lacking:
+        raise ValueError(f"{example} wants {', '.join(lacking)}, which `au_names` does not have.")
+    order = [list(au_names).index(name) for name in wanted.au_names]
+    rows = []
+    for frame in wanted.frames:
+        if frame.trial not in predictions:
+            raise ValueError(
+                f"no prediction for trial {frame.trial!r} ({example}, line {frame.line})."
+            )
+        decided = np.asarray(predictions[frame.trial])
+        if decided.ndim != 2 or decided.shape[1] != len(au_names):
+            raise ValueError(
+                f"the prediction of trial {frame.trial!r} must have shape (t, {len(au_names)}); "
+                f"got {decided.shape}."
+            )
+        if not len(decided) or frame.number > len(decided) + repeat_last:
+            raise ValueError(
+                f"no prediction for frame {frame.number} of trial {frame.trial!r}, which has "
+                f"{len(decided)} ({example}, line {frame.line})."
+            )
+        values = decided[min(frame.number, len(decided)) - 1][order].tolist()
+        if any(value not in (0, 1) for value in values):
+            raise ValueError(f"decisions must be 0 or 1; {frame.location} has {values}.")
+        rows.append([frame.location, *(int(value) for value in values)])
+    _write_table(Path(path), ["image_location", *wanted.au_names], rows)
+    return len(rows)
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -6,18 +6,18 @@ the end, and its mask says so. Every frame that goes in comes out exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from mmau._checks import check_choice, check_shapes
-from mmau.data._clip_augmentation import AugmentationDraw, ClipAugmentation
-from mmau.data._clip_sampler import ClipSampler
+from mmau._checks import check_choice, check_range, check_shapes
+from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
 
 __all__ = [
     "AugmentationDraw",
@@ -28,6 +28,324 @@ __all__ = [
     "Window",
     "clip_windows",
 ]
+
+_PURPOSE = 1_718  # keeps these draws apart from the order of the clips, which has the same seed
+
+
+class AugmentationDraw(NamedTuple):
+    """What is done to one clip in one epoch."""
+
+    flip: bool
+    """Whether left and right are swapped."""
+    keep_visual: bool
+    """Whether the picture may be used."""
+    keep_audio: bool
+    """Whether the sound may be used."""
+
+
+class ClipAugmentation:
+    r"""Mirror clips and drop modalities, by name of the array.
+
+    A dropped modality is masked, not filled with zeros: its masks become False. Arrays that the
+    clip does not have are left alone, and arrays that are not named here are never touched; labels
+    are the same on both sides, so they stay. Besides, the clip gets `flipped`, `keep_visual` and
+    `keep_audio`, bool tensors of shape `()`, for what is added to it later, such as a waveform.
+
+    Region features that were computed from unmirrored pictures are swapped left to right, which is
+    what mirrored pictures would give only if the encoder does not tell sides apart.
+
+    Args:
+        seed: Seed of the run.
+        flip: Probability of mirroring, in [0, 1].
+        drop_visual: Probability of leaving out the picture, in [0, 1].
+        drop_audio: Probability of leaving out the sound, in [0, 1]. Never both are left out, so the
+            two add up to 1 at most.
+        scheme: Landmark convention: a name of `LANDMARK_SCHEMES`, or a scheme.
+        width: Width of the pictures in the unit of the landmarks. If left out, that of the images
+            in the clip, in pixels.
+        images: Arrays `(t, h, w, ...)` that are mirrored along `w`.
+        landmarks: Arrays `(t, k, 2)`: mirrored, with points swapped.
+        regions: Arrays `(t, m, ...)` whose regions are swapped.
+        visual_masks: Bool arrays that say where there is a face.
+        audio_masks: Bool arrays that say where there is sound.
+
+    Raises:
+        ValueError: If a probability is out of range, the two drops add up to more than 1, or the
+            scheme has no mirror table.
+        UnknownComponentError: If there is no scheme of that name.
+
+    Examples:
+        >>> augment = ClipAugmentation(flip=0.0, drop_audio=1.0)
+        >>> clip = augment({"audio_mask": torch.ones(3, dtype=torch.bool)}, epoch=0, index=0)
+        >>> clip["audio_mask"].tolist(), clip["keep_audio"].item()
+        ([False, False, False], False)
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        flip: float = 0.5,
+        drop_visual: float = 0.0,
+        drop_audio: float = 0.0,
+        scheme: str | LandmarkScheme = "ibug68",
+        width: float | None = None,
+        images: Sequence[str] = ("crops",),
+        landmarks: Sequence[str] = ("landmarks",),
+        regions: Sequence[str] = ("tokens", "regions"),
+        visual_masks: Sequence[str] = ("valid",),
+        audio_masks: Sequence[str] = ("audio_mask",),
+    ) -> None:
+        check_range("seed", seed, 0)
+        for name, value in (
+            ("flip", flip),
+            ("drop_visual", drop_visual),
+            ("drop_audio", drop_audio),
+        ):
+            check_range(name, value, 0, 1)
+        if drop_visual + drop_audio > 1:
+            raise ValueError(
+                "`drop_visual` and `drop_audio` must add up to 1 at most, since never both are "
+                f"left out; got {drop_visual} and {drop_audio}."
+            )
+        self.scheme = LANDMARK_SCHEMES.get(scheme) if isinstance(scheme, str) else scheme
+        if flip and self.scheme.mirror is None:
+            raise ValueError(
+                f"the scheme {self.scheme.name!r} has no `mirror` table, so clips cannot be "
+                "mirrored; use `flip=0`."
+            )
+        self.seed = seed
+        self.flip = flip
+        self.drop_visual = drop_visual
+        self.drop_audio = drop_audio
+        self.width = width
+        self.images = tuple(images)
+        self.landmarks = tuple(landmarks)
+        self.regions = tuple(regions)
+        self.visual_masks = tuple(visual_masks)
+        self.audio_masks = tuple(audio_masks)
+
+    def draw(self, epoch: int, index: int) -> AugmentationDraw:
+        """Decide what is done to a clip, which depends on these numbers and the seed alone.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            index: Index of the clip in its dataset.
+
+        Returns:
+            The decision.
+        """
+        rng = np.random.default_rng([self.seed, _PURPOSE, epoch, index])
+        mirrored, dropped = rng.random(2)
+        return AugmentationDraw(
+            flip=bool(mirrored < self.flip),
+            keep_visual=not dropped < self.drop_visual,
+            keep_audio=not self.drop_visual <= dropped < self.drop_visual + self.drop_audio,
+        )
+
+    def __call__(self, clip: Mapping[str, Any], *, epoch: int, index: int) -> dict[str, Any]:
+        """Change a clip.
+
+        Args:
+            clip: Arrays by name, as `ClipDataset` makes them; not changed itself.
+            epoch: Epoch, counted from 0.
+            index: Index of the clip in its dataset.
+
+        Returns:
+            The clip, with `flipped`, `keep_visual` and `keep_audio`.
+
+        Raises:
+            ValueError: If an array has not the shape that its role needs, or landmarks are to be
+                mirrored and the width is not known.
+        """
+        drawn = self.draw(epoch, index)
+        changed = dict(clip)
+        if drawn.flip:
+            self._mirror(changed)
+        for keep, masks in (
+            (drawn.keep_visual, self.visual_masks),
+            (drawn.keep_audio, self.audio_masks),
+        ):
+            for name in masks:
+                if name in changed and not keep:
+                    changed[name] = torch.zeros_like(changed[name])
+        changed["flipped"] = torch.tensor(drawn.flip)
+        changed["keep_visual"] = torch.tensor(drawn.keep_visual)
+        changed["keep_audio"] = torch.tensor(drawn.keep_audio)
+        return changed
+
+    def _mirror(self, clip: dict[str, Any]) -> None:
+        """Mirror in place, but never write into the arrays themselves."""
+        width = self.width
+        for name in self.images:
+            if name in clip:
+                _need_axes(name, clip[name], 3, "(t, h, w, ...)")
+                if width is None:
+                    width = clip[name].shape[2]
+                clip[name] = clip[name].flip(2)
+        for name in self.landmarks:
+            if name in clip:
+                if width is None:
+                    raise ValueError(
+                        f"`width` must be given to mirror {name!r}: the clip holds none of the "
+                        f"images {', '.join(self.images)} to take it from."
+                    )
+                clip[name] = self.scheme.flip(clip[name], width)
+        order = list(self.scheme.region_permutation)
+        for name in self.regions:
+            if name in clip:
+                _need_axes(name, clip[name], 2, "(t, m, ...)")
+                if clip[name].shape[1] != len(order):
+                    raise ValueError(
+                        f"{name!r} must have the {len(order)} regions of {self.scheme.name!r} on "
+                        f"its second axis; got shape {tuple(clip[name].shape)}."
+                    )
+                clip[name] = clip[name][:, order]
+
+
+def _need_axes(name: str, array: Tensor, least: int, shape: str) -> None:
+    if array.dim() < least:
+        raise ValueError(f"{name!r} must have shape {shape}; got {tuple(array.shape)}.")
+
+
+class ClipSampler(Sampler[int]):
+    """Shuffle the clips by (seed, epoch) alone, and give each rank its share.
+
+    The order depends on nothing else: not on what was drawn before, nor on the global generator,
+    nor on the number of ranks. So a run is continued from three numbers, (seed, epoch, position):
+    `position` counts the clips of the epoch that all ranks together have taken, and the rest is
+    dealt out again, on as many ranks as there are then. Count steps in the training loop and not in
+    the sampler, which runs ahead of it when a loader has workers.
+
+    Args:
+        num_clips: Number of clips.
+        seed: Seed of the run.
+        shuffle: Whether to shuffle; in order otherwise.
+        rank: Which share is ours, 0 to `world_size - 1`.
+        world_size: Number of shares.
+        remainder: What to do when clips cannot be dealt out evenly: `"keep"` them, so that some
+            ranks have one more (each clip once: right for evaluation); `"drop"` them for this
+            epoch; or `"repeat"` the first ones, so that all ranks take the same number of steps.
+
+    Raises:
+        ValueError: If a number is out of range or a word unknown.
+
+    Examples:
+        >>> sampler = ClipSampler(5, seed=1)
+        >>> first = list(sampler)
+        >>> sampler.set_epoch(1)
+        >>> sorted(sampler) == sorted(first), list(sampler) == first
+        (True, False)
+        >>> resumed = ClipSampler(5, seed=1)
+        >>> resumed.load_state_dict({"seed": 1, "num_clips": 5, "epoch": 0, "position": 2})
+        >>> list(resumed) == first[2:]
+        True
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        remainder: Literal["keep", "drop", "repeat"] = "keep",
+    ) -> None:
+        if num_clips < 0 or seed < 0:
+            raise ValueError(
+                f"`num_clips` and `seed` must not be negative; got {num_clips} and {seed}."
+            )
+        check_range("world_size", world_size, 1)
+        check_range("rank", rank, 0, world_size - 1)
+        check_choice("remainder", remainder, ("keep", "drop", "repeat"))
+        self.num_clips = num_clips
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.remainder = remainder
+        self.epoch = 0
+        self.position = 0
+
+    def set_epoch(self, epoch: int, *, position: int = 0) -> None:
+        """Choose the order of an epoch, and where in it to start.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            position: Clips of this epoch that all ranks together have taken already.
+
+        Raises:
+            ValueError: If one of them is out of range.
+        """
+        if epoch < 0:
+            raise ValueError(f"`epoch` must not be negative; got {epoch}.")
+        # With "repeat", an epoch ends a little beyond its last clip.
+        check_range("position", position, 0, self.num_clips + self.world_size - 1)
+        self.epoch = epoch
+        self.position = position
+
+    def state_dict(self, position: int) -> dict[str, int]:
+        """Describe where the run is; goes into its checkpoint.
+
+        Args:
+            position: Clips of this epoch that all ranks together have taken: steps times clips per
+                step times ranks.
+
+        Returns:
+            Plain numbers.
+
+        Raises:
+            ValueError: If the position is out of range.
+        """
+        check_range("position", position, 0, self.num_clips + self.world_size - 1)
+        return {
+            "seed": self.seed,
+            "num_clips": self.num_clips,
+            "epoch": self.epoch,
+            "position": position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to where a run was stopped.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: If it is of another order: another seed or another number of clips.
+        """
+        for name in ("seed", "num_clips"):
+            if state[name] != getattr(self, name):
+                raise ValueError(
+                    f"the run that is resumed had `{name}` {state[name]}, this one has "
+                    f"{getattr(self, name)}: its order cannot be continued."
+                )
+        self.set_epoch(state["epoch"], position=state["position"])
+
+    def _share(self) -> tuple[int, int]:
+        """Clips that are left, and how many of them (or beyond them) are dealt out."""
+        left = max(self.num_clips - self.position, 0)
+        uneven = left % self.world_size
+        if self.remainder == "keep" or not uneven:
+            return left, left
+        return left, left - uneven + (self.world_size if self.remainder == "repeat" else 0)
+
+    def __len__(self) -> int:
+        _, dealt = self._share()
+        return len(range(self.rank, dealt, self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
+        else:
+            order = np.arange(self.num_clips)
+        left, dealt = self._share()
+        rest = order[self.position :]
+        if dealt > left:
+            # From the start of the epoch again, as often as it takes.
+            rest = np.concatenate([rest, np.resize(order, dealt - left)])
+        return iter(rest[:dealt][self.rank :: self.world_size].tolist())
 
 
 @dataclass(frozen=True)

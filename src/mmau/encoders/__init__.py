@@ -21,12 +21,8 @@ from mmau.encoders.protocols import (
 from mmau.registry import MissingDependencyError, Registry
 
 if TYPE_CHECKING:
-    from mmau.encoders.dinov2 import DINOv2Encoder
-    from mmau.encoders.hugging_face_speech import HuggingFaceSpeechEncoder
-    from mmau.encoders.hugging_face_vision import HuggingFaceVisualEncoder
-    from mmau.encoders.vit import ViTEncoder
-    from mmau.encoders.wavlm import WavLMEncoder
-    from mmau.encoders.whisper import WhisperEncoder
+    from mmau.encoders.speech import HuggingFaceSpeechEncoder, WavLMEncoder, WhisperEncoder
+    from mmau.encoders.vision import DINOv2Encoder, HuggingFaceVisualEncoder, ViTEncoder
 
 __all__ = [
     "AUDIO_ENCODERS",
@@ -53,28 +49,28 @@ VISUAL_ENCODERS: Registry[Callable[..., VisualEncoder]] = Registry(
 """Name to a factory of a visual encoder."""
 VISUAL_ENCODERS.register_lazy(
     "dinov2",
-    "mmau.encoders.dinov2:dinov2",
+    "mmau.encoders.vision:dinov2",
     summary="DINOv2, frozen, with LoRA on query and value.",
     extra="encoders",
     requires=_NEEDS,
 )
 VISUAL_ENCODERS.register_lazy(
     "tiny",
-    "mmau.encoders.dinov2:tiny_dinov2",
+    "mmau.encoders.vision:tiny_dinov2",
     summary="DINOv2 of two narrow layers, to be trained from scratch.",
     extra="encoders",
     requires=_NEEDS,
 )
 VISUAL_ENCODERS.register_lazy(
     "vit",
-    "mmau.encoders.vit:vit",
+    "mmau.encoders.vision:vit",
     summary="ViT trained for classification: the paper's baseline.",
     extra="encoders",
     requires=_NEEDS,
 )
 VISUAL_ENCODERS.register_lazy(
     "hf_vision",
-    "mmau.encoders.hugging_face_vision:hf_vision",
+    "mmau.encoders.vision:hf_vision",
     summary="Any vision transformer of the hub by its name: DINOv3, CLIP, SigLIP, ...",
     extra="encoders",
     requires=_NEEDS,
@@ -86,28 +82,28 @@ AUDIO_ENCODERS: Registry[Callable[..., AudioEncoder]] = Registry(
 """Name to a factory of an audio encoder."""
 AUDIO_ENCODERS.register_lazy(
     "wavlm",
-    "mmau.encoders.wavlm:wavlm",
+    "mmau.encoders.speech:wavlm",
     summary="WavLM, frozen, with bottleneck adapters and a mix of its layers.",
     extra="encoders",
     requires=_NEEDS,
 )
 AUDIO_ENCODERS.register_lazy(
     "tiny_wavlm",
-    "mmau.encoders.wavlm:tiny_wavlm",
+    "mmau.encoders.speech:tiny_wavlm",
     summary="WavLM of two narrow layers, to be trained from scratch.",
     extra="encoders",
     requires=_NEEDS,
 )
 AUDIO_ENCODERS.register_lazy(
     "whisper",
-    "mmau.encoders.whisper:whisper",
+    "mmau.encoders.speech:whisper",
     summary="Encoder of Whisper, frozen: the paper's baseline.",
     extra="encoders",
     requires=_NEEDS,
 )
 AUDIO_ENCODERS.register_lazy(
     "hf_speech",
-    "mmau.encoders.hugging_face_speech:hf_speech",
+    "mmau.encoders.speech:hf_speech",
     summary="Any wav2vec-like model of the hub by its name: HuBERT, wav2vec 2.0, ...",
     extra="encoders",
     requires=_NEEDS,
@@ -119,12 +115,12 @@ AUDIO_ENCODERS.register_lazy(
 )
 
 _LAZY = {
-    "DINOv2Encoder": "mmau.encoders.dinov2",
-    "HuggingFaceSpeechEncoder": "mmau.encoders.hugging_face_speech",
-    "HuggingFaceVisualEncoder": "mmau.encoders.hugging_face_vision",
-    "ViTEncoder": "mmau.encoders.vit",
-    "WavLMEncoder": "mmau.encoders.wavlm",
-    "WhisperEncoder": "mmau.encoders.whisper",
+    "DINOv2Encoder": "mmau.encoders.vision",
+    "HuggingFaceSpeechEncoder": "mmau.encoders.speech",
+    "HuggingFaceVisualEncoder": "mmau.encoders.vision",
+    "ViTEncoder": "mmau.encoders.vision",
+    "WavLMEncoder": "mmau.encoders.speech",
+    "WhisperEncoder": "mmau.encoders.speech",
 }
 
 

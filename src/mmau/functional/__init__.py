@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from mmau.functional.asymmetric_loss import asymmetric_loss, focal_loss
-from mmau.functional.asymmetric_posterior import (
+from mmau.functional.asymmetric_loss import (
+    asymmetric_loss,
     asymmetric_posterior,
+    focal_loss,
     focal_posterior,
     logits_from_asymmetric_posterior,
     logits_from_focal_posterior,
+    masked_bce_loss,
 )
 from mmau.functional.landmark_patches import PatchRegions, landmark_patches
-from mmau.functional.masked_bce_loss import masked_bce_loss
 from mmau.functional.region_attention import (
+    PooledRegions,
     RegionAttention,
     attention_on_grid,
     region_attention,
+    region_pooling,
 )
-from mmau.functional.region_pooling import PooledRegions, region_pooling
 from mmau.functional.selective_scan import (
     SCAN_BACKENDS,
     ScanBackend,

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from mmau._checks import check_mask, check_range, check_shapes
 
-__all__ = ["AlignedFeatures", "interpolate_features"]
+__all__ = [
+    "AlignedFeatures",
+    "interpolate_features",
+]
 
 
 class AlignedFeatures(NamedTuple):

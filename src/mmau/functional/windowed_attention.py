@@ -2,15 +2,165 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
-from mmau.functional._windowed_blocks import attend, attend_in_blocks, find_key_blocks
 
-__all__ = ["WINDOWED_ATTENTION_IMPLEMENTATIONS", "windowed_attention"]
+__all__ = [
+    "WINDOWED_ATTENTION_IMPLEMENTATIONS",
+    "KeyBlocks",
+    "attend",
+    "attend_in_blocks",
+    "find_key_blocks",
+    "windowed_attention",
+]
+
+_SIZES = (32, 64, 128)
+"""Queries per block that are tried."""
+_ROW = 32
+"""What it costs to copy one key and its value, in scores."""
+_MARGIN = 1e-6
+"""Seconds by which blocks look further than the window, so that no rounding hides a key."""
+
+
+class KeyBlocks(NamedTuple):
+    """Which keys each block of queries needs."""
+
+    query_order: Tensor | None
+    """`(b, t)` int64, queries by time; `None` if they are in order, or nearly."""
+    clock: Tensor
+    """`(b, blocks, size)` float64, seconds of the ordered queries; NaN where there is none."""
+    rows: Tensor
+    """`(b, blocks, n)` int64, the key of each place, or -1."""
+    key_clock: Tensor
+    """`(b, blocks, n)` float64, seconds of these keys; infinite where there is none."""
+    num_scores: int
+    """Scores per head and clip."""
+
+
+def find_key_blocks(clock: Tensor, key_clock: Tensor, window: float) -> KeyBlocks:
+    """Cut the queries into blocks in the order of time, and find the keys each of them can see.
+
+    `clock` is `(b, t)` and `key_clock` `(b, s)`, float64, infinite for keys without a place. Reads
+    values, so it cannot be traced.
+    """
+    query_order = None
+    if bool((clock.diff(dim=1) < 0).any()):
+        query_order = clock.argsort(dim=1)
+        clock = clock.gather(1, query_order)
+    key_order = None
+    if bool((key_clock.diff(dim=1) < 0).any()):
+        key_order = key_clock.argsort(dim=1)
+        key_clock = key_clock.gather(1, key_order)
+
+    tried = []
+    for size in _SIZES:
+        blocks = F.pad(clock, (0, -clock.shape[1] % size), value=torch.nan)
+        blocks = blocks.view(len(clock), blocks.shape[1] // size, size)
+        there = torch.isfinite(blocks)
+        first = torch.where(there, blocks, torch.inf).amin(-1) - (window + _MARGIN)
+        last = torch.where(there, blocks, -torch.inf).amax(-1) + (window + _MARGIN)
+        start = torch.searchsorted(key_clock, first)
+        stop = torch.searchsorted(key_clock, last, right=True)
+        tried.append((blocks, start, stop))
+    # One look at the device for all sizes.
+    longest = torch.stack([(stop - start).amax().clamp(min=0) for _, start, stop in tried]).tolist()
+    costs = [
+        blocks.shape[1] * (blocks.shape[2] + _ROW) * (length + 1)
+        for (blocks, _, _), length in zip(tried, longest, strict=True)
+    ]
+    best = costs.index(min(costs))
+    (blocks, start, stop), length = tried[best], longest[best]
+
+    place = start.unsqueeze(-1) + torch.arange(length, device=clock.device)
+    there = place < stop.unsqueeze(-1)
+    flat = torch.where(there, place, 0).flatten(1)
+    seconds = key_clock.gather(1, flat).view(place.shape)
+    rows = flat if key_order is None else key_order.gather(1, flat)
+    return KeyBlocks(
+        query_order,
+        blocks,
+        torch.where(there, rows.view(place.shape), -1),
+        torch.where(there, seconds, torch.inf),
+        blocks.shape[1] * blocks.shape[2] * (length + 1),
+    )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    clock: Tensor,
+    key_clock: Tensor,
+    window: float,
+    slopes: Tensor,
+) -> Tensor:
+    """Attend to keys within the window; the first key is the null key, which has no time.
+
+    `query` is `(b, t, d)`, `key` and `value` `(b, 1 + s, d)`, `clock` `(b, t)`, `key_clock`
+    `(b, s)`.
+    """
+    num_heads = slopes.shape[0]
+    # The difference of two long clocks, taken before the precision is lowered.
+    distance = (clock.unsqueeze(2) - key_clock.unsqueeze(1)).abs()
+    exact = torch.float64 if slopes.dtype == torch.float64 else torch.float32
+    bias = F.pad(distance.to(exact), (1, 0)).unsqueeze(1) * -slopes.to(exact).view(-1, 1, 1)
+    heard = F.pad(distance <= window, (1, 0), value=True).unsqueeze(1)
+    bias = bias.masked_fill(~heard, -torch.inf).to(query.dtype)
+
+    def split(x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=bias)
+    return out.transpose(1, 2).flatten(-2)
+
+
+def attend_in_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    blocks: KeyBlocks,
+    *,
+    window: float,
+    slopes: Tensor,
+    null_key: Tensor,
+    null_value: Tensor,
+) -> Tensor:
+    """Attend block by block: the same as `attend` up to rounding."""
+    (batch, length, width), num_keys = query.shape, key.shape[1]
+    num_blocks, size = blocks.clock.shape[1:]
+    if blocks.query_order is not None:
+        order = blocks.query_order.unsqueeze(-1).expand_as(query)
+        query = query.gather(1, order)
+    query = F.pad(query, (0, 0, 0, num_blocks * size - length))
+
+    # Row 0 is the null key. It also stands in for places without a key, which are infinitely late.
+    offset = torch.arange(batch, device=query.device).view(-1, 1, 1) * num_keys + 1
+    rows = F.pad(torch.where(blocks.rows >= 0, blocks.rows + offset, 0), (1, 0)).flatten()
+
+    def pick(x: Tensor, null: Tensor) -> Tensor:
+        table = torch.cat((null.to(x.dtype).view(1, -1), x.reshape(-1, width)))
+        return F.embedding(rows, table).view(batch * num_blocks, -1, width)
+
+    out = attend(
+        query.reshape(-1, size, width),
+        pick(key, null_key),
+        pick(value, null_value),
+        blocks.clock.flatten(0, 1),
+        blocks.key_clock.flatten(0, 1),
+        window,
+        slopes,
+    )
+    out = out.view(batch, num_blocks * size, width)[:, :length]
+    if blocks.query_order is not None:
+        back = blocks.query_order.argsort(dim=1)
+        out = out.gather(1, back.unsqueeze(-1).expand_as(out))
+    return out
+
 
 WINDOWED_ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("auto", "dense", "local")
 """What `implementation` accepts."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from mmau.inference._encode import detector_logits, encode_crops, encode_trial
-from mmau.inference._live import LiveRow, LiveSession
-from mmau.inference._person import VideoLogits
-from mmau.inference._predictor import AUPredictor
-from mmau.inference._sound import SoundStream, cut_sound
-from mmau.inference._stages import StageTimes
-from mmau.inference._stream import LogitStream
-from mmau.inference._table import AUTable, TableError, read_table
-from mmau.inference.annotated_video import annotate_video
+from mmau.inference.annotate import annotate_video
+from mmau.inference.live import LiveRow, LiveSession
+from mmau.inference.predictor import AUPredictor
+from mmau.inference.session import (
+    LogitStream,
+    SoundStream,
+    StageTimes,
+    VideoLogits,
+    cut_sound,
+    detector_logits,
+    encode_crops,
+    encode_trial,
+)
+from mmau.inference.table import AUTable, TableError, read_table
 
 __all__ = [
     "AUPredictor",

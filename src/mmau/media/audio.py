@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mmau._checks import check_range
 from mmau._optional import require
-from mmau.media._container import open_container
 from mmau.media.errors import MediaError
+from mmau.media.video import open_container
 
 __all__ = ["AudioSegment", "AudioTrack", "iterate_audio", "read_audio"]
 

@@ -2,37 +2,514 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from mmau.media._face_types import (
-    CropSource,
-    Face,
-    FaceDetections,
-    FaceDetector,
-    FaceLandmarks,
-    FaceRegion,
-    FrameAware,
-    LandmarkExtractor,
-    box_overlap,
-)
-from mmau.media.face_tracking import FaceTracker, PeopleTracker
+import numpy as np
+from numpy.typing import NDArray
+
+from mmau._checks import check_choice, check_range
+from mmau._optional import require
+from mmau.media.face_alignment import align_faces
+from mmau.media.video import VideoFrame
 from mmau.registry import Registry
 
 __all__ = [
+    "ALL_FACES",
     "FACE_DETECTORS",
+    "FACE_SELECTIONS",
     "LANDMARK_EXTRACTORS",
     "CropSource",
     "Face",
     "FaceDetections",
     "FaceDetector",
+    "FaceFinder",
     "FaceLandmarks",
+    "FaceOptions",
     "FaceRegion",
+    "FaceRow",
     "FaceTracker",
     "FrameAware",
     "LandmarkExtractor",
     "PeopleTracker",
     "box_overlap",
 ]
+
+
+class FaceDetections(NamedTuple):
+    """What a `FaceDetector` finds in one image."""
+
+    boxes: NDArray[np.float32]
+    """`(n, 4)`, left, top, right, bottom, in pixels; may reach beyond the image."""
+    scores: NDArray[np.float32]
+    """`(n,)`, in [0, 1]."""
+
+
+class FaceDetector(Protocol):
+    """Finds faces in a single image."""
+
+    def detect(self, image: NDArray[np.uint8]) -> FaceDetections:
+        """Find all faces of an image `(h, w, 3)`, RGB."""
+        ...
+
+
+class FaceRegion(NamedTuple):
+    """A square around a face, turned with it."""
+
+    x: float
+    """Centre, pixels."""
+    y: float
+    """Centre, pixels."""
+    side: float
+    """Pixels."""
+    angle: float = 0.0
+    """Radians, clockwise as seen, between the image's and the face's horizontal."""
+
+
+class FaceLandmarks(NamedTuple):
+    """What a `LandmarkExtractor` sees in a region."""
+
+    points: NDArray[np.float32]
+    """`(68, 2)`, iBUG-68, in image pixels."""
+    score: float
+    """Probability, in [0, 1], that the region shows a face at all."""
+    region: FaceRegion
+    """Where to look for the same face in the next frame."""
+
+
+class LandmarkExtractor(Protocol):
+    """Finds the landmarks of the face inside a region; keeps no memory of other frames."""
+
+    def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
+        """Find the landmarks of the face in a region of an image `(h, w, 3)`, RGB."""
+        ...
+
+
+@runtime_checkable
+class FrameAware(Protocol):
+    """A detector or extractor that answers by the number of the frame, out of a file.
+
+    Trackers tell it where they are. Its word counts in every frame: where its file has no face
+    there is none.
+    """
+
+    def start_video(self, name: str) -> None:
+        """Get ready for frame 0 of the trial of this name."""
+        ...
+
+    def start_frame(self, index: int) -> None:
+        """Answer for this frame from now on, counted from 0."""
+        ...
+
+
+@runtime_checkable
+class CropSource(Protocol):
+    """Aligned crops that somebody else has cut, instead of a detector."""
+
+    def start_video(self, name: str) -> None:
+        """Get ready for the trial of this name."""
+        ...
+
+    def crop(self, index: int) -> NDArray[np.uint8] | None:
+        """Return the crop `(h, w, 3)` of a frame, counted from 0, or `None` if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Face:
+    """The followed face in one frame."""
+
+    landmarks: NDArray[np.float32]
+    """`(68, 2)`, iBUG-68, in image pixels."""
+    box: NDArray[np.float32]
+    """`(4,)`, left, top, right, bottom of the landmarks, in pixels."""
+    confidence: float
+    """In [0, 1]: the detector's score when it last saw the face, times the landmark model's
+    probability that this frame still shows it."""
+    face_id: int
+    """Counts up when another face is followed, after a cut or a gap."""
+
+
+def box_overlap(box: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Intersection over union of one box with several.
+
+    Args:
+        box: `(4,)`, left, top, right, bottom.
+        boxes: `(n, 4)`.
+
+    Returns:
+        `(n,)`, in [0, 1].
+
+    Examples:
+        >>> box_overlap(np.array([0.0, 0, 2, 2]), np.array([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
+        array([0.33, 0.  ])
+    """
+    box, boxes = np.asarray(box, dtype=np.float64), np.asarray(boxes, dtype=np.float64)
+    low = np.maximum(box[:2], boxes[:, :2])
+    high = np.minimum(box[2:], boxes[:, 2:])
+    common = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    total = np.prod(np.clip(box[2:] - box[:2], 0, None)) + areas - common
+    overlap: NDArray[np.float64] = common / np.maximum(total, 1e-12)
+    return overlap
+
+
+FACE_SELECTIONS = ("largest", "left", "right")
+
+# Boxes that overlap by less show two faces; a detector's box and the landmarks' overlap by 0.4.
+_SAME_FACE = 0.1
+# A face that was lost is the one that comes back if the boxes overlap by more.
+_SAME_PLACE = 0.2
+
+
+class _Follower:
+    """What both trackers share: models, limits, and the way from a detector's box to landmarks."""
+
+    def __init__(
+        self,
+        detector: FaceDetector,
+        extractor: LandmarkExtractor,
+        min_confidence: float,
+        check_every: int,
+        memory: int,
+    ) -> None:
+        check_range("min_confidence", min_confidence, 0, 1)
+        check_range("check_every", check_every, 1)
+        check_range("memory", memory, 0)
+        self.detector = detector
+        self.extractor = extractor
+        self.min_confidence = min_confidence
+        self.check_every = check_every
+        self.memory = memory
+        self._aware = [part for part in (detector, extractor) if isinstance(part, FrameAware)]
+        # A table knows every frame, so following without it would only add guesses.
+        self._asks_every_frame = isinstance(detector, FrameAware)
+        self._frame = 0
+
+    def _start_video(self, name: str) -> None:
+        self._frame = 0
+        for part in self._aware:
+            part.start_video(name)
+
+    def _start_frame(self) -> None:
+        for part in self._aware:
+            part.start_frame(self._frame)
+        self._frame += 1
+
+    def _believable(self, found: FaceLandmarks, image: NDArray[np.uint8]) -> bool:
+        height, width = image.shape[:2]
+        x, y, side, _ = found.region
+        return (
+            found.score >= self.min_confidence
+            and bool(np.isfinite(found.points).all())
+            and 0 <= x <= width
+            and 0 <= y <= height
+            and 8 <= side <= 4 * max(height, width)
+        )
+
+    def _look(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks | None:
+        found = self.extractor.extract(image, region)
+        return found if self._believable(found, image) else None
+
+    def _look_twice(
+        self, image: NDArray[np.uint8], box: NDArray[np.float32]
+    ) -> FaceLandmarks | None:
+        """What is at a detector's box, as well seen as in a followed frame."""
+        found = self.extractor.extract(image, _region_of(box))
+        # From the landmarks' own region the face is centred, and upright if it was tilted.
+        if found.score >= self.min_confidence / 2:
+            found = self.extractor.extract(image, found.region)
+        return found if self._believable(found, image) else None
+
+
+class FaceTracker(_Follower):
+    """Follow one face through a video.
+
+    While a face is in view, its landmarks tell where to look in the next frame, and the detector
+    runs only every `check_every` frames, to see that it is still a face and still this one. As
+    soon as the landmark model sees no face the detector searches the same frame, so a face that
+    vanishes is gone at once and one that returns is found in its first frame.
+
+    Args:
+        detector: Finds faces.
+        extractor: Finds the landmarks inside a region.
+        select: Which of several new faces to follow: `"largest"`, `"left"` or `"right"` (as
+            seen). A face that overlaps with the one followed before goes first.
+        min_confidence: Smallest probability at which the landmark model's face is believed.
+        check_every: Frames between two looks of the detector at a followed face.
+        memory: Frames for which the place of a lost face is remembered.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Examples:
+        ```python
+        tracker = FaceTracker(MediaPipeFaceDetector(), MediaPipeLandmarks())
+        faces = [tracker.update(frame.image) for frame in reader]  # a Face or None per frame
+        ```
+    """
+
+    def __init__(
+        self,
+        detector: FaceDetector,
+        extractor: LandmarkExtractor,
+        *,
+        select: str = "largest",
+        min_confidence: float = 0.5,
+        check_every: int = 30,
+        memory: int = 30,
+    ) -> None:
+        check_choice("select", select, FACE_SELECTIONS)
+        super().__init__(detector, extractor, min_confidence, check_every, memory)
+        self.select = select
+        self._forget()
+
+    def reset(self, name: str = "") -> None:
+        """Forget everything, before another video.
+
+        Args:
+            name: Name of its trial, for detectors and extractors that look it up.
+        """
+        self._forget()
+        self._start_video(name)
+
+    def _forget(self) -> None:
+        self._region: FaceRegion | None = None
+        self._score = 0.0  # of the detector
+        self._last_box: NDArray[np.float32] | None = None
+        self._since_seen = 0
+        self._since_check = 0
+        self._face_id = -1
+
+    def update(self, image: NDArray[np.uint8]) -> Face | None:
+        """Take the next frame.
+
+        Args:
+            image: `(h, w, 3)`, RGB.
+
+        Returns:
+            The face, or `None` if there is none.
+        """
+        self._start_frame()
+        found = self._follow(image) or self._search(image)
+        if found is None:
+            self._region = None
+            self._since_seen += 1
+            if self._since_seen > self.memory:
+                self._last_box = None
+            return None
+        box = _box_of(found.points)
+        if self._last_box is None or box_overlap(self._last_box, box[None])[0] == 0:
+            self._face_id += 1
+        self._region, self._last_box, self._since_seen = found.region, box, 0
+        return Face(
+            landmarks=found.points,
+            box=box,
+            confidence=self._score * found.score,
+            face_id=self._face_id,
+        )
+
+    # ------------------------------------------------------------------ inside
+    def _follow(self, image: NDArray[np.uint8]) -> FaceLandmarks | None:
+        if self._region is None or self._asks_every_frame:
+            return None
+        found = self._look(image, self._region)
+        if found is None:
+            return None
+        self._since_check += 1
+        if self._since_check >= self.check_every:
+            self._since_check = 0
+            boxes, scores = self.detector.detect(image)
+            overlap = box_overlap(_box_of(found.points), boxes)
+            if len(boxes) and overlap.max() < _SAME_FACE:
+                return None  # a face elsewhere and none here: start anew from that
+            if len(boxes):  # a detector that is blind to this pose does not end the track
+                self._score = float(scores[overlap.argmax()])
+        return found
+
+    def _search(self, image: NDArray[np.uint8]) -> FaceLandmarks | None:
+        boxes, scores = self.detector.detect(image)
+        for index in self._order(boxes):
+            found = self._look_twice(image, boxes[index])
+            if found is not None:
+                self._score = float(scores[index])
+                self._since_check = 0
+                return found
+        return None
+
+    def _order(self, boxes: NDArray[np.float32]) -> list[int]:
+        """Indices of detections, the one to follow first."""
+        if self.select == "largest":
+            preference = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        else:
+            centre = boxes[:, 0] + boxes[:, 2]
+            preference = -centre if self.select == "left" else centre
+        continues = np.zeros(len(boxes), dtype=bool)
+        if self._last_box is not None:
+            continues = box_overlap(self._last_box, boxes) > _SAME_PLACE
+        return [int(i) for i in np.lexsort((-preference, ~continues))]
+
+
+@dataclass
+class _Track:
+    """One person as last seen."""
+
+    box: NDArray[np.float32]
+    region: FaceRegion
+    score: float
+    """Of the detector."""
+    since_seen: int = 0
+
+
+class PeopleTracker(_Follower):
+    """Follow everybody through a video; a person is a number.
+
+    People are numbered from 0 in the order in which they come, from left to right in one frame.
+    Somebody who is lost and found again at the same place within `memory` frames keeps the number;
+    later, or elsewhere, it is a new one: faces are told apart by their place, not recognised.
+
+    The detector runs every `check_every` frames, to see who came and that everybody is still a
+    face, and while somebody is missing.
+
+    Args:
+        detector: Finds faces.
+        extractor: Finds the landmarks inside a region.
+        min_confidence: Smallest probability at which the landmark model's face is believed.
+        check_every: Frames between two looks of the detector while everybody is in view; who comes
+            in between is seen up to so many frames late.
+        memory: Frames for which the place of a lost face is remembered.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Examples:
+        ```python
+        tracker = PeopleTracker(MediaPipeFaceDetector(), MediaPipeLandmarks())
+        for frame in reader:
+            for face in tracker.update(frame.image):
+                print(frame.index, face.face_id, face.box)
+        ```
+    """
+
+    def __init__(
+        self,
+        detector: FaceDetector,
+        extractor: LandmarkExtractor,
+        *,
+        min_confidence: float = 0.5,
+        check_every: int = 10,
+        memory: int = 30,
+    ) -> None:
+        super().__init__(detector, extractor, min_confidence, check_every, memory)
+        self._forget()
+
+    def reset(self, name: str = "") -> None:
+        """Forget everybody, before another video.
+
+        Args:
+            name: Name of its trial, for detectors and extractors that look it up.
+        """
+        self._forget()
+        self._start_video(name)
+
+    def _forget(self) -> None:
+        self._tracks: dict[int, _Track] = {}
+        self._next_id = 0
+        self._since_check = self.check_every
+
+    def update(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Take the next frame.
+
+        Args:
+            image: `(h, w, 3)`, RGB.
+
+        Returns:
+            The faces in view, in the order of their numbers.
+        """
+        self._start_frame()
+        self._since_check += 1
+        seen = {} if self._asks_every_frame else self._follow(image)
+        if len(seen) < len(self._tracks) or not seen or self._since_check >= self.check_every:
+            self._since_check = 0
+            self._search(image, seen)
+        for number, track in list(self._tracks.items()):
+            track.since_seen = 0 if number in seen else track.since_seen + 1
+            if track.since_seen > self.memory:
+                del self._tracks[number]
+        return [
+            Face(
+                found.points,
+                _box_of(found.points),
+                self._tracks[number].score * found.score,
+                number,
+            )
+            for number, found in sorted(seen.items())
+        ]
+
+    # ------------------------------------------------------------------ inside
+    def _follow(self, image: NDArray[np.uint8]) -> dict[int, FaceLandmarks]:
+        """Who was in view in the last frame and still is."""
+        seen: dict[int, FaceLandmarks] = {}
+        for number, track in self._tracks.items():
+            found = self._look(image, track.region) if track.since_seen == 0 else None
+            # Somebody who walks behind another leaves two tracks on one face: the older keeps it.
+            if found is not None and not self._taken(_box_of(found.points), seen):
+                self._place(number, found)
+                seen[number] = found
+        return seen
+
+    def _search(self, image: NDArray[np.uint8], seen: dict[int, FaceLandmarks]) -> None:
+        """Ask the detector who is there; `seen` loses walls and wins newcomers."""
+        boxes, scores = self.detector.detect(image)
+        strangers = any(not self._taken(box, seen) for box in boxes)
+        for number in list(seen):
+            overlap = box_overlap(self._tracks[number].box, boxes)
+            if len(boxes) and overlap.max() >= _SAME_FACE:
+                self._tracks[number].score = float(scores[overlap.argmax()])
+            elif strangers:
+                del seen[number]  # a face elsewhere and none here; else it is only hard to detect
+        for index in np.argsort(boxes[:, 0], kind="stable"):
+            if self._taken(boxes[index], seen):
+                continue
+            found = self._look_twice(image, boxes[index])
+            if found is None or self._taken(_box_of(found.points), seen):
+                continue
+            number = self._number_of(_box_of(found.points), seen)
+            self._place(number, found, float(scores[index]))
+            seen[number] = found
+
+    def _taken(self, box: NDArray[np.float32], seen: dict[int, FaceLandmarks]) -> bool:
+        others = np.array([self._tracks[number].box for number in seen]).reshape(-1, 4)
+        return bool((box_overlap(box, others) > _SAME_FACE).any())
+
+    def _number_of(self, box: NDArray[np.float32], seen: dict[int, FaceLandmarks]) -> int:
+        """Who was last seen at this place, or a new number."""
+        missing = [number for number in self._tracks if number not in seen]
+        if missing:
+            overlap = box_overlap(box, np.array([self._tracks[n].box for n in missing]))
+            if overlap.max() > _SAME_PLACE:
+                return missing[int(overlap.argmax())]
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _place(self, number: int, found: FaceLandmarks, score: float | None = None) -> None:
+        if score is None:
+            score = self._tracks[number].score
+        self._tracks[number] = _Track(_box_of(found.points), found.region, score)
+
+
+def _box_of(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]).astype(np.float32)
+
+
+def _region_of(box: NDArray[np.float32]) -> FaceRegion:
+    """A square half as large again as the detector's box: forehead, chin and ears inside."""
+    left, top, right, bottom = (float(value) for value in box)
+    return FaceRegion((left + right) / 2, (top + bottom) / 2, 1.5 * max(right - left, bottom - top))
+
 
 FACE_DETECTORS: Registry[Callable[..., FaceDetector]] = Registry(
     "face detector", group="mmau.face_detectors"
@@ -41,26 +518,26 @@ FACE_DETECTORS: Registry[Callable[..., FaceDetector]] = Registry(
 
 FACE_DETECTORS.register_lazy(
     "mediapipe",
-    "mmau.media.mediapipe_faces:MediaPipeFaceDetector",
+    "mmau.media.mediapipe:MediaPipeFaceDetector",
     summary="MediaPipe's bundled full-range and short-range face detectors.",
     extra="landmarks",
     requires=("mediapipe", "cv2"),
 )
 FACE_DETECTORS.register_lazy(
     "retinaface",
-    "mmau.media.retinaface:RetinaFaceDetector",
+    "mmau.media.external:RetinaFaceDetector",
     summary="RetinaFace through uniface, with weights that you have downloaded.",
     extra="retinaface",
     requires=("uniface", "onnxruntime"),
 )
 FACE_DETECTORS.register_lazy(
     "precomputed",
-    "mmau.media.precomputed_faces:PrecomputedFaceDetector",
+    "mmau.media.external:PrecomputedFaceDetector",
     summary="Boxes, or landmarks, of every frame from a CSV table.",
 )
 FACE_DETECTORS.register_lazy(
     "aligned_crops",
-    "mmau.media.precomputed_faces:AlignedCropFolder",
+    "mmau.media.external:AlignedCropFolder",
     summary="Aligned crops from a folder of numbered pictures (cropped_aligned of Aff-Wild2).",
     extra="landmarks",
     requires=("cv2",),
@@ -73,20 +550,233 @@ LANDMARK_EXTRACTORS: Registry[Callable[..., LandmarkExtractor]] = Registry(
 
 LANDMARK_EXTRACTORS.register_lazy(
     "mediapipe",
-    "mmau.media.mediapipe_faces:MediaPipeLandmarks",
+    "mmau.media.mediapipe:MediaPipeLandmarks",
     summary="MediaPipe's bundled face mesh, reduced to 68 points.",
     extra="landmarks",
     requires=("mediapipe", "cv2"),
 )
 LANDMARK_EXTRACTORS.register_lazy(
     "mediapipe_tasks",
-    "mmau.media.mediapipe_tasks:MediaPipeTasksLandmarks",
+    "mmau.media.mediapipe:MediaPipeTasksLandmarks",
     summary="A face_landmarker.task file of yours through the Tasks API of MediaPipe.",
     extra="landmarks",
     requires=("mediapipe", "cv2"),
 )
 LANDMARK_EXTRACTORS.register_lazy(
     "precomputed",
-    "mmau.media.precomputed_faces:PrecomputedLandmarks",
+    "mmau.media.external:PrecomputedLandmarks",
     summary="68 landmarks of every frame from a CSV table, such as OpenFace writes.",
 )
+
+
+ALL_FACES = "all"
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """Everything that decides which faces are cut out, and how; travels to worker processes."""
+
+    crop_size: int = 224
+    """Side of the crops, in pixels."""
+    detector: str = "mediapipe"
+    """Name in `FACE_DETECTORS`."""
+    landmarks: str = "mediapipe"
+    """Name in `LANDMARK_EXTRACTORS`."""
+    face: str | int = "largest"
+    """`"largest"`, `"left"`, `"right"`, the number of a person, or `"all"`."""
+    detector_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the detector."""
+    landmark_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the landmark extractor."""
+
+    def check(self, *, several: bool) -> FaceOptions:
+        """Refuse what cannot work, before a file is opened or a model is loaded.
+
+        Args:
+            several: Whether `face="all"` is possible.
+
+        Returns:
+            The options.
+
+        Raises:
+            ValueError: If a value is out of range.
+            UnknownComponentError: If there is no such detector or extractor.
+            MissingDependencyError: If a library is not installed.
+            TypeError: If a component takes no such option.
+        """
+        check_range("crop_size", self.crop_size, 8)
+        if isinstance(self.face, bool) or not isinstance(self.face, (str, int)):
+            raise TypeError(f"`face` must be a word or the number of a person; got {self.face!r}.")
+        if isinstance(self.face, int):
+            check_range("face", self.face, 0)
+        elif self.face == ALL_FACES and not several:
+            raise ValueError(
+                "`face='all'` gives one trial per person, so it needs `prepare_dataset`; "
+                "choose 'largest', 'left', 'right' or the number of a person."
+            )
+        else:
+            check_choice("face", self.face, (*FACE_SELECTIONS, ALL_FACES))
+        FACE_DETECTORS.check_options(self.detector, self.detector_options)
+        LANDMARK_EXTRACTORS.check_options(self.landmarks, self.landmark_options)
+        return self
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Say in JSON what a prepared file of this trial depends on besides its video.
+
+        Args:
+            name: Name of the trial.
+
+        Returns:
+            The options; each one that names a file or a folder with its size and time.
+        """
+        return {
+            "crop_size": self.crop_size,
+            "detector": self.detector,
+            "landmarks": self.landmarks,
+            "face": self.face,
+            "detector_options": _stamped(self.detector_options, name),
+            "landmark_options": _stamped(self.landmark_options, name),
+        }
+
+
+def _stamped(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for key, value in sorted(options.items()):
+        record[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(value, (str, os.PathLike)):
+            continue
+        for file in (Path(value), Path(value) / name, Path(value) / f"{name}.csv"):
+            if file.exists():
+                status = file.stat()
+                size = status.st_size if file.is_file() else len(os.listdir(file))
+                record[f"{key} of the trial"] = [size, status.st_mtime_ns]
+    return record
+
+
+class FaceRow(NamedTuple):
+    """One face of one frame, cut out."""
+
+    crop: NDArray[np.uint8]
+    """`(s, s, 3)`, RGB."""
+    landmarks: NDArray[np.float32]
+    """`(68, 2)`, in crop pixels."""
+    confidence: float
+    """In [0, 1]."""
+    box: NDArray[np.float32]
+    """`(4,)`, left, top, right, bottom, in pixels of the upright frame; NaN if unknown."""
+    face_id: int
+    """Number of the person."""
+
+
+class FaceFinder:
+    """Detector, extractor and tracker of one process.
+
+    Args:
+        options: What to look for.
+    """
+
+    def __init__(self, options: FaceOptions) -> None:
+        require("cv2", purpose="aligning faces", extra="landmarks")
+        self.options = options
+        self.detector = FACE_DETECTORS.create(options.detector, **options.detector_options)
+        try:
+            self.extractor: LandmarkExtractor = LANDMARK_EXTRACTORS.create(
+                options.landmarks, **options.landmark_options
+            )
+        except BaseException:
+            _close(self.detector)
+            raise
+        self._one: FaceTracker | None = None
+        self._people: PeopleTracker | None = None
+        if isinstance(self.detector, CropSource):
+            pass  # nobody to follow
+        elif options.face in FACE_SELECTIONS:
+            self._one = FaceTracker(self.detector, self.extractor, select=str(options.face))
+        else:
+            self._people = PeopleTracker(self.detector, self.extractor)
+        self.seen_ids: set[int] = set()
+
+    @property
+    def keeps_everybody(self) -> bool:
+        """Whether each person is a trial of its own."""
+        return self.options.face == ALL_FACES
+
+    def start(self, name: str) -> None:
+        """Get ready for the first frame of a trial.
+
+        Args:
+            name: Name of the trial.
+        """
+        self.seen_ids = set()
+        for tracker in (self._one, self._people):
+            if tracker is not None:
+                tracker.reset(name)
+        if isinstance(self.detector, CropSource):
+            self.detector.start_video(name)
+            if isinstance(self.extractor, FrameAware):
+                self.extractor.start_video(name)
+
+    def find(self, frame: VideoFrame) -> list[FaceRow]:
+        """Cut the chosen faces out of the next frame.
+
+        Args:
+            frame: The frame.
+
+        Returns:
+            The faces; at most one unless everybody is kept.
+        """
+        if isinstance(self.detector, CropSource):
+            if isinstance(self.extractor, FrameAware):
+                self.extractor.start_frame(frame.index)
+            return self._of_crop(self.detector.crop(frame.index))
+        if self._one is not None:
+            face = self._one.update(frame.image)
+            faces = [] if face is None else [face]
+        else:
+            assert self._people is not None
+            faces = self._people.update(frame.image)
+            self.seen_ids.update(face.face_id for face in faces)
+            if not self.keeps_everybody:
+                faces = [face for face in faces if face.face_id == self.options.face]
+        return [self._cut(frame.image, face) for face in faces]
+
+    def warnings(self) -> list[str]:
+        """What to note about the faces of the video that has just ended."""
+        if isinstance(self.options.face, int) and self.options.face not in self.seen_ids:
+            ids = ", ".join(map(str, sorted(self.seen_ids))) or "none"
+            return [f"no face has the number {self.options.face}; numbers seen: {ids}"]
+        return []
+
+    def close(self) -> None:
+        """Stop the models now: a process that forks later must not inherit their threads."""
+        _close(self.detector)
+        _close(self.extractor)
+
+    # ------------------------------------------------------------------ inside
+    def _cut(self, image: NDArray[np.uint8], face: Face) -> FaceRow:
+        crops, moved = align_faces([image], face.landmarks[None], self.options.crop_size)
+        return FaceRow(crops[0], moved[0], face.confidence, face.box, face.face_id)
+
+    def _of_crop(self, crop: NDArray[np.uint8] | None) -> list[FaceRow]:
+        """A crop that somebody else has aligned is only brought to size."""
+        if crop is None:
+            return []
+        cv2 = require("cv2", purpose="resizing crops", extra="landmarks")
+        height, width = crop.shape[:2]
+        found = self.extractor.extract(crop, FaceRegion(width / 2, height / 2, max(width, height)))
+        if found.score >= 0.25:  # a second look, centred on the face, as trackers have it
+            found = self.extractor.extract(crop, found.region)
+        if found.score < 0.5 or not np.isfinite(found.points).all():
+            return []
+        size = self.options.crop_size
+        how = cv2.INTER_AREA if size < min(height, width) else cv2.INTER_LINEAR
+        resized = cv2.resize(crop, (size, size), interpolation=how)
+        points = (found.points * (size / width, size / height)).astype(np.float32)
+        unknown = np.full(4, np.nan, dtype=np.float32)
+        return [FaceRow(resized, points, found.score, unknown, 0)]
+
+
+def _close(part: object) -> None:
+    stop = getattr(part, "close", None)
+    if stop is not None:
+        stop()

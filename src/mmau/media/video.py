@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,41 @@ from numpy.typing import NDArray
 
 from mmau._checks import check_range
 from mmau._optional import require
-from mmau.media._container import open_container
-from mmau.media.errors import MediaError
+from mmau.media.errors import MediaError, check_file
 
-__all__ = ["VideoFrame", "VideoInfo", "VideoReader", "rotate_upright"]
+__all__ = [
+    "VideoFrame",
+    "VideoInfo",
+    "VideoReader",
+    "open_container",
+    "rotate_upright",
+]
+
+
+@contextmanager
+def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a file for reading with PyAV.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The open `av` container.
+
+    Raises:
+        MediaError: If the file is missing, a folder, empty, or nothing that FFmpeg can read.
+    """
+    av = require("av", purpose="reading video and sound", extra="video")
+    file = check_file(path)
+    try:
+        container = av.open(str(file), metadata_errors="ignore")
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(
+            f"not a video or sound file that FFmpeg can read, or its header is damaged: {file} "
+            f"({getattr(error, 'strerror', None) or error})"
+        ) from error
+    with container:
+        yield container
 
 
 @dataclass(frozen=True)

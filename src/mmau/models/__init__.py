@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from mmau.models.config import Component, DetectorConfig, build_detector
-from mmau.models.detector import AUDetector
-from mmau.models.export import export_head_onnx, export_hga_onnx, export_temporal
-from mmau.models.hub import model_card, push_to_hub
-from mmau.models.pretrained import (
+from mmau.models.checkpoint import (
     CheckpointRecord,
     LoadedDetector,
     load_pretrained,
+    model_card,
+    push_to_hub,
     read_record,
     save_pretrained,
 )
+from mmau.models.config import Component, DetectorConfig, build_detector
+from mmau.models.detector import AUDetector
+from mmau.models.export import export_head_onnx, export_hga_onnx, export_temporal
 
 __all__ = [
     "AUDetector",

@@ -388,7 +388,7 @@ class AUDetector(nn.Module):
         Returns:
             The folder.
         """
-        from mmau.models.pretrained import save_pretrained  # which imports this module
+        from mmau.models.checkpoint import save_pretrained  # which imports this module
 
         return save_pretrained(self, folder, **options)
 
@@ -403,7 +403,7 @@ class AUDetector(nn.Module):
         Returns:
             The detector, in evaluation mode.
         """
-        from mmau.models.pretrained import load_pretrained  # which imports this module
+        from mmau.models.checkpoint import load_pretrained  # which imports this module
 
         return load_pretrained(folder, device=device).detector
 
@@ -417,8 +417,10 @@ class AUDetector(nn.Module):
         Returns:
             Address of the upload.
         """
-        from mmau.models.hub import push_to_hub  # which imports this module
-        from mmau.models.pretrained import save_pretrained
+        from mmau.models.checkpoint import (
+            push_to_hub,  # which imports this module
+            save_pretrained,
+        )
 
         saved = {k: options.pop(k) for k in ("config", "provenance", "licence") if k in options}
         with tempfile.TemporaryDirectory() as folder:

@@ -2,23 +2,194 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, overload
+import math
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmau._checks import check_mask, check_shapes
-from mmau.functional.selective_scan import (
-    GatedScanFunction,
-    ScanBackend,
-    resolve_scan_backend,
-    selective_scan,
+from mmau._checks import check_mask, check_range, check_shapes
+from mmau.modules.temporal import (
+    TemporalModule,
+    TemporalState,
+    exempt_from_weight_decay,
+    zero_where_masked,
 )
-from mmau.modules.audio_guided_selection import AudioGuidedSelection, SelectionParameters
-from mmau.modules.temporal import TemporalState
-from mmau.modules.temporal_module import TemporalModule, exempt_from_weight_decay
+from mmau.scan.api import resolve_scan_backend, selective_scan
+from mmau.scan.backend import GatedScanFunction, ScanBackend
 
-__all__ = ["AGSSM", "reverse_reset"]
+__all__ = [
+    "AGSSM",
+    "AGSSMBlock",
+    "AudioGuidedSelection",
+    "SelectionParameters",
+    "VisionMamba",
+    "reverse_reset",
+]
+
+
+class SelectionParameters(NamedTuple):
+    """What `AudioGuidedSelection` returns, by the names of the paper."""
+
+    delta: Tensor
+    """`(b, t, d)`, step size in frames, positive."""
+    B: Tensor
+    """`(b, t, n)`, input projection."""
+    C: Tensor
+    """`(b, t, n)`, output projection."""
+    gate: Tensor | None
+    """`(b, t, d)`, gate of the guide on the visual input, in (0, 1), 1 where the guide is absent;
+    `None` for a selection without a guide."""
+
+
+class AudioGuidedSelection(nn.Module):
+    r"""Turn aligned visual and audio features into the parameters of a selective scan.
+
+    $$
+    s_t = W_s [x^v_t \,\|\, x^a_t] + b_s, \quad
+    \Delta_t = \text{softplus}(b_\Delta + W_\Delta s_t), \quad
+    B_t = W_B s_t, \quad C_t = W_C s_t, \quad g_t = \sigma(W_g x^a_t)
+    $$
+
+    Where the guide is absent, its part of $s_t$ is 0 and $g_t = 1$. The guide need not be audio:
+    any features at the frames' times do, of any width.
+
+    Args:
+        d_model: Width `d` of the visual features.
+        d_audio: Width `a` of the guide, or `None` for a selection by the visual features alone.
+        d_state: State size `n` per channel.
+        dt_range: Smallest and largest step size at initialisation, in frames: a state of decay rate
+            1 remembers about `1 / step` frames.
+
+    Shape:
+        - visual: `(b, t, d)`
+        - audio: `(b, t, a)`, one vector per video frame
+        - audio_mask: `(b, t)` bool, True where there is audio
+        - output: `SelectionParameters`
+
+    Raises:
+        ValueError: If a size is not positive or `dt_range` is not `0 < low <= high`.
+
+    References:
+        Section 3.3 of the paper. That $b_\Delta$ makes the first steps log-uniform in `dt_range` is
+        our choice and follows Gu and Dao, *Mamba*, 2023, as do $W_B$ and $W_C$ without a bias.
+
+    Examples:
+        >>> select = AudioGuidedSelection(d_model=8, d_audio=4, d_state=2)
+        >>> parameters = select(torch.ones(1, 5, 8), torch.ones(1, 5, 4))
+        >>> tuple(parameters.delta.shape), tuple(parameters.B.shape), tuple(parameters.gate.shape)
+        ((1, 5, 8), (1, 5, 2), (1, 5, 8))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_audio: int | None = None,
+        d_state: int = 16,
+        *,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
+    ) -> None:
+        super().__init__()
+        check_range("d_model", d_model, 1)
+        check_range("d_state", d_state, 1)
+        if not 0 < dt_range[0] <= dt_range[1]:
+            raise ValueError(f"`dt_range` must be 0 < low <= high, in frames; got {dt_range}.")
+        self.d_model = d_model
+        self.d_audio = d_audio
+        self.dt_range = dt_range
+        self.fuse = nn.Linear(d_model + (d_audio or 0), d_model)
+        self.to_delta = nn.Linear(d_model, d_model, bias=False)
+        self.delta_bias = nn.Parameter(torch.empty(d_model))
+        self.to_B = nn.Linear(d_model, d_state, bias=False)
+        self.to_C = nn.Linear(d_model, d_state, bias=False)
+        self.to_gate = None if d_audio is None else nn.Linear(d_audio, d_model, bias=False)
+        exempt_from_weight_decay(self.delta_bias)
+        self.reset_parameters()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        exempt_from_weight_decay(self.delta_bias)  # copy.deepcopy drops the mark
+
+    def reset_parameters(self) -> None:
+        """Draw the steps log-uniformly, so that memories of all lengths are there to begin with."""
+        low, high = (math.log(step) for step in self.dt_range)
+        with torch.no_grad():
+            step = torch.empty_like(self.delta_bias).uniform_(low, high).exp_()
+            # The inverse of softplus, in the form that keeps its digits for small steps.
+            self.delta_bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def forward(
+        self, visual: Tensor, audio: Tensor | None = None, *, audio_mask: Tensor | None = None
+    ) -> SelectionParameters:
+        """Compute the parameters of every frame.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, t, a)`; `None` means absent everywhere.
+            audio_mask: `(b, t)` bool, True where there is audio.
+
+        Returns:
+            Step, projections and gate.
+
+        Raises:
+            ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
+            TypeError: If `audio_mask` is not bool.
+        """
+        delta_logits, B, C, gate_logits = self.logits(visual, audio, audio_mask=audio_mask)
+        return SelectionParameters(
+            delta=F.softplus(delta_logits + self.delta_bias),
+            B=B,
+            C=C,
+            gate=None if gate_logits is None else torch.sigmoid(gate_logits),
+        )
+
+    def logits(
+        self, visual: Tensor, audio: Tensor | None = None, *, audio_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute what a kernel turns into step and gate by itself.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, t, a)`; `None` means absent everywhere.
+            audio_mask: `(b, t)` bool, True where there is audio.
+
+        Returns:
+            Step before bias and softplus `(b, t, d)`, `B` and `C` `(b, t, n)`, and the gate before
+            the sigmoid `(b, t, d)`: `inf` where there is no audio, `None` without `d_audio`.
+
+        Raises:
+            ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
+            TypeError: If `audio_mask` is not bool.
+        """
+        sizes = {"d": self.d_model, "a": self.d_audio or 0}
+        check_shapes(
+            sizes=sizes,
+            visual=(visual, "b t d"),
+            audio=(audio, "b t a"),
+            audio_mask=(audio_mask, "b t"),
+        )
+        check_mask("audio_mask", audio_mask)
+        gate_logits = None
+        fused = visual
+        if self.to_gate is not None:
+            if audio is None:
+                audio = visual.new_zeros(*visual.shape[:2], self.to_gate.in_features)
+                audio_mask = torch.zeros_like(audio[..., 0], dtype=torch.bool)
+            audio = zero_where_masked(audio, audio_mask)
+            gate_logits = self.to_gate(audio)
+            if audio_mask is not None:
+                gate_logits = gate_logits.masked_fill(~audio_mask.unsqueeze(-1), math.inf)
+            fused = torch.cat([visual, audio], dim=-1)
+        s = self.fuse(fused)
+        # The bias decides the time scale, over decades: it is added in its own precision, also
+        # where autocast made the projection a half-precision one.
+        delta_logits = self.to_delta(s).to(self.delta_bias.dtype)
+        return delta_logits, self.to_B(s), self.to_C(s), gate_logits
+
+    def extra_repr(self) -> str:
+        """Say what is not visible in the layers."""
+        return f"dt_range={self.dt_range}"
 
 
 def reverse_reset(reset: Tensor | None) -> Tensor | None:
@@ -332,3 +503,242 @@ class AGSSM(TemporalModule):
             f"bidirectional={not self.causal}, share_directions={self.share_directions}, "
             f"skip={self.D is not None}"
         )
+
+
+class AGSSMBlock(TemporalModule):
+    r"""Normalise, project, scan, gate, project back, add: a layer to stack.
+
+    $$ [u, z] = W_{in} \, \text{norm}(x), \qquad
+    \text{out} = x + W_{out} \bigl( \text{AGSSM}(\text{silu}(u), x^a) \odot \text{silu}(z) \bigr) $$
+
+    Args:
+        d_model: Width `d` of the visual stream and of the output.
+        d_audio: Width `a` of the guide, or `None` for no guide.
+        d_inner: Width of the scan: the "expanded state dimension" 64 of the paper.
+        d_state: State size `n` per channel of the scan.
+        dropout: Probability of dropping an entry of what is added to the stream, in [0, 1).
+        discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
+        backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
+        bidirectional: Whether to add a scan that reads the clip backwards.
+        share_directions: Whether both directions have the same parameters; needs
+            `bidirectional`.
+        skip: Whether the scan has the direct path `D x`.
+        dt_range: Smallest and largest step size at initialisation, in frames.
+
+    Shape:
+        - visual: `(b, t, d)`
+        - audio: `(b, t, a)`, one vector per video frame
+        - output: `(b, t, d)` and the state `(b, d_inner, n)`
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    References:
+        The paper gives the scan (section 3.3) and its widths (4.1); the layer around it is Mamba's
+        without the convolution, which the paper does not mention.
+
+    Examples:
+        >>> import torch
+        >>> block = AGSSMBlock(d_model=8, d_audio=4)
+        >>> out, state = block(torch.ones(1, 5, 8), torch.ones(1, 5, 4))
+        >>> tuple(out.shape), tuple(state.shape)
+        ((1, 5, 8), (1, 64, 16))
+    """
+
+    _streaming_option: ClassVar[str] = "bidirectional=False"
+
+    def __init__(
+        self,
+        d_model: int,
+        d_audio: int | None = None,
+        *,
+        d_inner: int = 64,
+        d_state: int = 16,
+        dropout: float = 0.0,
+        discretization: Literal["zoh", "euler"] = "zoh",
+        backend: str | ScanBackend = "auto",
+        bidirectional: bool = False,
+        share_directions: bool = False,
+        skip: bool = False,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
+    ) -> None:
+        super().__init__(d_model, d_audio, causal=not bidirectional)
+        check_range("d_inner", d_inner, 1)
+        check_range("dropout", dropout, 0, 1, open_high=True)
+        self.norm = nn.LayerNorm(d_model)
+        self.to_inner = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.ssm = AGSSM(
+            d_inner,
+            d_audio,
+            d_state,
+            discretization=discretization,
+            backend=backend,
+            bidirectional=bidirectional,
+            share_directions=share_directions,
+            skip=skip,
+            dt_range=dt_range,
+        )
+        self.to_out = nn.Linear(d_inner, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        visual: Tensor,
+        audio: Tensor | None = None,
+        *,
+        audio_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: TemporalState = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read a clip, or the next piece of one.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, t, a)`; `None` means absent everywhere.
+            audio_mask: `(b, t)` bool, True where there is audio.
+            mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
+            state: `(b, d_inner, n)`, what the call on the frames before returned.
+            reset: `(b, t)` bool, True at the first frame of each of several clips in one row.
+
+        Returns:
+            The output `(b, t, d)` and the state, which is `None` if bidirectional.
+
+        Raises:
+            ValueError: If shapes do not fit, or a state is given to a bidirectional module.
+            TypeError: If a mask is not bool or the state is not a tensor.
+        """
+        self.refuse_state(state)
+        visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
+        u, z = self.to_inner(self.norm(visual)).chunk(2, dim=-1)
+        y, final = self.ssm(
+            F.silu(u), audio, audio_mask=present, mask=mask, state=state, reset=reset
+        )
+        # No bias on the way out: where y is 0, in masked frames, nothing is added.
+        out = visual + self.dropout(self.to_out(y * F.silu(z)))
+        return out, final
+
+
+class VisionMamba(TemporalModule):
+    r"""Stack of `AGSSMBlock` layers with a norm at the end.
+
+    Causal as it stands: a frame sees itself and the past, memory and time per frame are constant,
+    and a video may be read in pieces of any length. With `bidirectional=True` each layer also reads
+    the clip backwards, with parameters of its own unless `share_directions`; then the whole clip is
+    needed at once.
+
+    Args:
+        d_model: Width `d` of the visual stream and of the output.
+        d_audio: Width `a` of the guide, or `None` for no guide.
+        num_layers: Number of blocks.
+        d_inner: Width of the scan in each block.
+        d_state: State size `n` per channel of the scan.
+        dropout: Probability of dropping an entry of what a block adds to the stream, in [0, 1).
+        discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
+        backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
+        bidirectional: Whether each block also reads the clip backwards.
+        share_directions: Whether both directions have the same parameters; needs
+            `bidirectional`.
+        skip: Whether the scans have the direct path `D x`.
+        dt_range: Smallest and largest step size at initialisation, in frames.
+
+    Shape:
+        - visual: `(b, t, d)`
+        - audio: `(b, t, a)`, one vector per video frame
+        - output: `(b, t, d)` and the state, a tuple of `num_layers` tensors `(b, d_inner, n)`
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    References:
+        Sections 3.3 and 4.1 of the paper, which do not give the number of layers.
+
+    Examples:
+        >>> import torch
+        >>> model = VisionMamba(d_model=8, d_audio=4, num_layers=2)
+        >>> out, state = model(torch.ones(1, 5, 8), torch.ones(1, 5, 4))
+        >>> tuple(out.shape), len(state)
+        ((1, 5, 8), 2)
+    """
+
+    _streaming_option: ClassVar[str] = "bidirectional=False"
+
+    def __init__(
+        self,
+        d_model: int,
+        d_audio: int | None = None,
+        *,
+        num_layers: int = 2,
+        d_inner: int = 64,
+        d_state: int = 16,
+        dropout: float = 0.0,
+        discretization: Literal["zoh", "euler"] = "zoh",
+        backend: str | ScanBackend = "auto",
+        bidirectional: bool = False,
+        share_directions: bool = False,
+        skip: bool = False,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
+    ) -> None:
+        super().__init__(d_model, d_audio, causal=not bidirectional)
+        check_range("num_layers", num_layers, 1)
+        self.layers = nn.ModuleList(
+            AGSSMBlock(
+                d_model,
+                d_audio,
+                d_inner=d_inner,
+                d_state=d_state,
+                dropout=dropout,
+                discretization=discretization,
+                backend=backend,
+                bidirectional=bidirectional,
+                share_directions=share_directions,
+                skip=skip,
+                dt_range=dt_range,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(
+        self,
+        visual: Tensor,
+        audio: Tensor | None = None,
+        *,
+        audio_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: TemporalState = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Read a clip, or the next piece of one.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, t, a)`; `None` means absent everywhere.
+            audio_mask: `(b, t)` bool, True where there is audio.
+            mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
+            state: Tuple of one `(b, d_inner, n)` per layer, what the call on the frames before
+                returned.
+            reset: `(b, t)` bool, True at the first frame of each of several clips in one row.
+
+        Returns:
+            The output `(b, t, d)` and the state, which is `None` if bidirectional.
+
+        Raises:
+            ValueError: If shapes do not fit, or a state is given to a bidirectional model.
+            TypeError: If a mask is not bool or the state is not such a tuple.
+        """
+        states = self.check_state_tuple(state, len(self.layers))
+        x, audio, present = self.prepare(visual, audio, audio_mask, mask)
+        final = []
+        for index, layer in enumerate(self.layers):
+            x, layer_state = layer(
+                x,
+                audio,
+                audio_mask=present,
+                mask=mask,
+                state=None if states is None else states[index],
+                reset=reset,
+            )
+            final.append(layer_state)
+        out = zero_where_masked(self.norm(x), mask)
+        return out, tuple(final) if self.causal else None

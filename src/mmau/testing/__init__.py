@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mmau.testing.scan_backend import check_scan_backend
+from mmau.scan.contract import check_scan_backend
 
 __all__ = ["check_scan_backend"]

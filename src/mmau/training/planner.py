@@ -17,7 +17,7 @@ from torch.utils.flop_counter import (
 )
 
 from mmau._checks import check_range
-from mmau.encoders.adapters import count_parameters
+from mmau.encoders.backbone import count_parameters
 from mmau.models import AUDetector, DetectorConfig, build_detector
 
 __all__ = ["Cost", "StepPlan", "measure_cost", "plan_step"]

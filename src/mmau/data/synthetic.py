@@ -1,0 +1,3 @@
+"""The former place of `mmau.synthetic`."""
+
+from mmau.synthetic import *  # noqa: F403

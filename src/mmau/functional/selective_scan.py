@@ -1,0 +1,3 @@
+"""The former place of `mmau.scan`."""
+
+from mmau.scan import *  # noqa: F403

@@ -1,0 +1,451 @@
+"""Faces and landmarks by the models that the mediapipe package brings, run as plain functions.
+
+MediaPipe's own `FaceMesh` keeps the last frame's face inside its graph: it loses small faces,
+returns nothing on the first frame after a cut, and does not tell how sure it is. Here each model is
+a graph of its own that maps a prepared picture to numbers, and `FaceTracker` decides where to look.
+Nothing is remembered between frames, so nothing has to be processed twice.
+
+Do not use these objects in a process that was forked after they were made: start workers by spawn.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import mediapipe
+import numpy as np
+from mediapipe.python import packet_creator, packet_getter
+from numpy.typing import NDArray
+
+from mmau._checks import check_range
+from mmau._optional import require
+from mmau.landmarks import to_ibug68
+from mmau.media.errors import MediaError, check_file
+from mmau.media.face_alignment import crop_similarity, estimate_similarity, transform_points
+from mmau.media.faces import FaceDetections, FaceLandmarks, FaceRegion, box_overlap
+from mmau.registry import MissingDependencyError
+
+__all__ = [
+    "MediaPipeFaceDetector",
+    "MediaPipeLandmarks",
+    "MediaPipeTasksLandmarks",
+    "quiet_native_stderr",
+    "region_around_mesh",
+    "region_around_points",
+    "region_to_square",
+]
+
+_stderr_lock = threading.Lock()
+
+
+@contextmanager
+def quiet_native_stderr() -> Iterator[None]:
+    """Keep what native code writes to stderr for itself, unless the block fails.
+
+    TensorFlow Lite and absl announce themselves on file descriptor 2 when a graph starts, before
+    any of their own switches works. The descriptor is put back at once.
+    """
+    with _stderr_lock, tempfile.TemporaryFile() as captured:
+        with suppress(AttributeError, ValueError):  # no stderr at all (pythonw), or closed
+            sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            if failed:
+                captured.seek(0)
+                os.write(2, captured.read())
+
+
+_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
+
+
+def region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
+    """Turn and scale a region to a square picture.
+
+    Args:
+        region: Where the face is.
+        size: Side of the square, in pixels.
+
+    Returns:
+        `(2, 3)`, from image pixels to a square whose horizontal is the face's.
+    """
+    centre = np.array([region.x, region.y])
+    right = 0.5 * region.side * np.array([np.cos(region.angle), np.sin(region.angle)])
+    return estimate_similarity(
+        np.stack([centre - right, centre + right]), np.array([[0, size / 2], [size, size / 2]])
+    )
+
+
+def region_around_mesh(mesh: NDArray[np.float64]) -> FaceRegion:
+    """Half as large again as the mesh and turned with the eyes: what the model was trained on.
+
+    Args:
+        mesh: `(468, 2)`, vertices in image pixels.
+
+    Returns:
+        The region.
+    """
+    dx, dy = mesh[_LEFT_EYE_CORNER] - mesh[_RIGHT_EYE_CORNER]
+    angle = float(np.arctan2(dy, dx))
+    axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turned = mesh @ axes.T
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    x, y = axes.T @ ((low + high) / 2)
+    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()), angle)
+
+
+def region_around_points(points: NDArray[np.floating]) -> FaceRegion:
+    """An upright square half as large again as the extent of points.
+
+    Args:
+        points: `(k, 2)`, in image pixels.
+
+    Returns:
+        The region.
+
+    Examples:
+        >>> region_around_points(np.array([[0.0, 0.0], [4.0, 2.0]]))
+        FaceRegion(x=2.0, y=1.0, side=6.0, angle=0.0)
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    x, y = (low + high) / 2
+    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()))
+
+
+_GRAPH = """
+executor {{ type: "ApplicationThreadExecutor" }}
+input_stream: "image"
+output_stream: "values"
+output_stream: "scores"
+node {{
+  calculator: "ImageToTensorCalculator"
+  input_stream: "IMAGE:image"
+  output_stream: "TENSORS:input"
+  options {{ [mediapipe.ImageToTensorCalculatorOptions.ext] {{
+    output_tensor_width: {size}
+    output_tensor_height: {size}
+    output_tensor_float_range {{ min: {low} max: 1 }}
+  }} }}
+}}
+node {{
+  calculator: "InferenceCalculatorCpu"
+  input_stream: "TENSORS:input"
+  output_stream: "TENSORS:output"
+  options {{ [mediapipe.InferenceCalculatorOptions.ext] {{
+    model_path: "{model}"
+    delegate {{ xnnpack {{ num_threads: 1 }} }}
+  }} }}
+}}
+node {{
+  calculator: "SplitTensorVectorCalculator"
+  input_stream: "output"
+  output_stream: "value_tensor"
+  output_stream: "score_tensor"
+  options {{ [mediapipe.SplitVectorCalculatorOptions.ext] {{
+    ranges {{ begin: 0 end: 1 }}
+    ranges {{ begin: 1 end: 2 }}
+  }} }}
+}}
+node {{
+  calculator: "TensorsToFloatsCalculator"
+  input_stream: "TENSORS:value_tensor"
+  output_stream: "FLOATS:values"
+}}
+node {{
+  calculator: "TensorsToFloatsCalculator"
+  input_stream: "TENSORS:score_tensor"
+  output_stream: "FLOATS:scores"
+  options {{ [mediapipe.TensorsToFloatsCalculatorOptions.ext] {{ activation: SIGMOID }} }}
+}}
+"""
+
+
+class _Model:
+    """One bundled TFLite model: a square picture in, values and scores out."""
+
+    def __init__(self, model: str, *, size: int, low: int) -> None:
+        self.size = size
+        self._outputs: dict[str, list[float]] = {}
+        self._count = 0
+        path = Path(mediapipe.__file__).parent / "modules" / model
+        if not path.is_file():
+            raise MissingDependencyError(
+                f"mediapipe {mediapipe.__version__} does not bring its model {model!r}; "
+                "0.10.14 does: pip install 'mmau[landmarks]'",
+                name="mediapipe",
+            )
+        with quiet_native_stderr():
+            self._graph = mediapipe.CalculatorGraph(
+                graph_config=_GRAPH.format(model=path.as_posix(), size=size, low=low)
+            )
+            for stream in ("values", "scores"):
+                self._graph.observe_output_stream(stream, self._receive)
+            self._graph.start_run()
+            self(np.zeros((size, size, 3), dtype=np.uint8))  # what is said once is said here
+
+    def _receive(self, stream: str, packet: object) -> None:
+        self._outputs[stream] = packet_getter.get_float_list(packet)
+
+    def __call__(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._outputs.clear()
+        self._count += 1  # a graph wants rising times; the models do not look at them
+        packet = packet_creator.create_image_frame(
+            image_format=mediapipe.ImageFormat.SRGB, data=image
+        )
+        self._graph.add_packet_to_input_stream(stream="image", packet=packet.at(self._count))
+        self._graph.wait_until_idle()
+        values, scores = self._outputs["values"], self._outputs["scores"]
+        return np.asarray(values, np.float32), np.asarray(scores, np.float32)
+
+    def close(self) -> None:
+        self._graph.close()
+
+
+class _Anchors(NamedTuple):
+    """Where the cells of a detector sit."""
+
+    strides: tuple[int, ...]
+    per_cell: tuple[int, ...]
+
+    def centres(self, size: int) -> NDArray[np.float32]:
+        """`(n, 2)`, x then y, in fractions of the picture, row by row and layer by layer."""
+        layers = []
+        for stride, count in zip(self.strides, self.per_cell, strict=True):
+            line = (np.arange(size // stride, dtype=np.float32) + 0.5) / (size // stride)
+            y, x = np.meshgrid(line, line, indexing="ij")
+            layers.append(np.repeat(np.stack([x.ravel(), y.ravel()], axis=1), count, axis=0))
+        return np.concatenate(layers)
+
+
+class _BoxModel:
+    """A detector of MediaPipe: a letterboxed picture in, boxes out."""
+
+    def __init__(self, model: str, size: int, anchors: _Anchors) -> None:
+        self._model = _Model(model, size=size, low=-1)
+        self._centres = anchors.centres(size)
+
+    def detect(self, image: NDArray[np.uint8], min_score: float) -> FaceDetections:
+        height, width = image.shape[:2]
+        size = self._model.size
+        scale = size / max(height, width)
+        shift = (size - scale * np.array([width, height])) / 2  # bars of equal height on both sides
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        values, scores = self._model(crop_similarity(image, matrix, size, outside=0))
+        raw = values.reshape(len(self._centres), -1)
+        keep = np.flatnonzero(scores >= min_score)
+        centre = raw[keep, 0:2] / size + self._centres[keep]
+        half = raw[keep, 2:4] / size / 2
+        boxes = np.concatenate([centre - half, centre + half], axis=1) * size
+        boxes = (boxes - np.tile(shift, 2)) / scale
+        return _merge_overlapping(boxes, scores[keep])
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def _merge_overlapping(boxes: NDArray[np.floating], scores: NDArray[np.float32]) -> FaceDetections:
+    """Average boxes of one face by their scores (MediaPipe's weighted non-maximum suppression)."""
+    merged, best = [], []
+    left = np.argsort(-scores)
+    while len(left):
+        same = box_overlap(boxes[left[0]], boxes[left]) > 0.3
+        same[0] = True  # also a box without area is done with
+        group = left[same]
+        merged.append(np.average(boxes[group], axis=0, weights=scores[group]))
+        best.append(scores[left[0]])
+        left = left[~same]
+    return FaceDetections(
+        np.asarray(merged, dtype=np.float32).reshape(-1, 4), np.asarray(best, dtype=np.float32)
+    )
+
+
+class MediaPipeFaceDetector:
+    """Find faces with MediaPipe's full-range detector, then with its short-range one.
+
+    The full-range model sees faces down to about a thirteenth of the longer side of the picture
+    (100 of 1280 pixels); the short-range one, asked only where the first found nothing, sees faces
+    that fill the picture.
+
+    Args:
+        min_score: Smallest score of a detection.
+
+    Raises:
+        ValueError: If `min_score` is not in [0, 1].
+
+    Examples:
+        ```python
+        boxes, scores = MediaPipeFaceDetector().detect(image)  # image: (h, w, 3) uint8, RGB
+        ```
+    """
+
+    def __init__(self, *, min_score: float = 0.5) -> None:
+        check_range("min_score", min_score, 0, 1)
+        self.min_score = min_score
+        self._full_range = _BoxModel(
+            "face_detection/face_detection_full_range_sparse.tflite", 192, _Anchors((4,), (1,))
+        )
+        self._short_range = _BoxModel(
+            "face_detection/face_detection_short_range.tflite", 128, _Anchors((8, 16), (2, 6))
+        )
+
+    def detect(self, image: NDArray[np.uint8]) -> FaceDetections:
+        """Find all faces of an image.
+
+        Args:
+            image: `(h, w, 3)`, RGB.
+
+        Returns:
+            Boxes in pixels, best score first, and their scores.
+        """
+        if _is_blank(image):
+            return FaceDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+        found = self._full_range.detect(image, self.min_score)
+        if not len(found.scores):
+            found = self._short_range.detect(image, self.min_score)
+        return found
+
+    def close(self) -> None:
+        """Stop the graphs."""
+        self._full_range.close()
+        self._short_range.close()
+
+
+def _is_blank(image: NDArray[np.uint8]) -> bool:
+    """Whether a picture is one flat tone, give or take coding noise: no need to search it."""
+    sample = image[::4, ::4]
+    return int(sample.max()) - int(sample.min()) < 5
+
+
+class MediaPipeLandmarks:
+    """Find 68 landmarks inside a region with the face mesh model of MediaPipe.
+
+    The 468 vertices of the mesh are reduced by `mmau.landmarks.to_ibug68`.
+
+    Examples:
+        ```python
+        extractor = MediaPipeLandmarks()
+        points, score, region = extractor.extract(image, FaceRegion(x=200, y=180, side=300))
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._model = _Model("face_landmark/face_landmark.tflite", size=192, low=0)
+
+    def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
+        """Find the landmarks of the face in a region.
+
+        Args:
+            image: `(h, w, 3)`, RGB.
+            region: Where the face is, with some room around it.
+
+        Returns:
+            Points in image pixels, the probability of a face, and the region for the next frame.
+        """
+        size = self._model.size
+        matrix = region_to_square(region, size)
+        values, scores = self._model(crop_similarity(image, matrix, size))
+        in_crop = values.reshape(-1, 3)[:, :2].astype(np.float64)
+        inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+        mesh = transform_points(in_crop, inverse)
+        return FaceLandmarks(
+            points=np.asarray(to_ibug68(mesh), dtype=np.float32),
+            score=float(scores[0]),
+            region=region_around_mesh(mesh),
+        )
+
+    def close(self) -> None:
+        """Stop the graph."""
+        self._model.close()
+
+
+_SIZE = 256
+_MESH = 468
+
+
+class MediaPipeTasksLandmarks:
+    """Find 68 landmarks inside a region with a `face_landmarker.task` file of yours.
+
+    The file is not part of any package; its publisher is Google. It holds a newer mesh model, whose
+    468 vertices (the ten of the irises are left out) are reduced by `mmau.landmarks.to_ibug68`. The
+    Tasks API gives no probability: a face that is found has the score 1.
+
+    Args:
+        model_path: The `.task` file.
+        min_score: Smallest score at which the model reports a face.
+
+    Raises:
+        MissingDependencyError: If MediaPipe is not installed.
+        MediaError: If there is no such file, or it is no model of this kind.
+        ValueError: If `min_score` is not in [0, 1].
+
+    Examples:
+        ```python
+        extractor = MediaPipeTasksLandmarks("face_landmarker.task")
+        points, score, region = extractor.extract(image, FaceRegion(x=200, y=180, side=300))
+        ```
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str], *, min_score: float = 0.5) -> None:
+        check_range("min_score", min_score, 0, 1)
+        self._mediapipe = require(
+            "mediapipe", purpose="landmark extractor 'mediapipe_tasks'", extra="landmarks"
+        )
+        try:
+            file = check_file(model_path)
+        except MediaError as error:
+            raise MediaError(
+                f"landmark extractor 'mediapipe_tasks' needs a face_landmarker.task file: {error}"
+            ) from error
+        tasks = self._mediapipe.tasks
+        options = tasks.vision.FaceLandmarkerOptions(
+            base_options=tasks.BaseOptions(model_asset_path=str(file)),
+            num_faces=1,
+            min_face_detection_confidence=min_score,
+            min_face_presence_confidence=min_score,
+        )
+        try:
+            with quiet_native_stderr():
+                self._model = tasks.vision.FaceLandmarker.create_from_options(options)
+        except (RuntimeError, ValueError) as error:
+            raise MediaError(
+                f"not a face landmarker model that MediaPipe can load: {file} ({error})"
+            ) from error
+
+    def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
+        """Find the landmarks of the face in a region.
+
+        Args:
+            image: `(h, w, 3)`, RGB.
+            region: Where the face is, with some room around it.
+
+        Returns:
+            Points in image pixels, 1 or 0, and the region for the next frame.
+        """
+        matrix = region_to_square(region, _SIZE)
+        square = np.ascontiguousarray(crop_similarity(image, matrix, _SIZE))
+        picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=square)
+        faces = self._model.detect(picture).face_landmarks
+        if not faces:
+            return FaceLandmarks(np.full((68, 2), np.nan, np.float32), 0.0, region)
+        in_square = _SIZE * np.array([[point.x, point.y] for point in faces[0][:_MESH]])
+        inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+        mesh = transform_points(in_square, inverse)
+        points = np.asarray(to_ibug68(mesh), dtype=np.float32)
+        return FaceLandmarks(points, 1.0, region_around_mesh(mesh))
+
+    def close(self) -> None:
+        """Stop the model."""
+        self._model.close()

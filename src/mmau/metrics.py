@@ -1,0 +1,3 @@
+"""The former place of what `mmau.evaluation` holds."""
+
+from mmau.evaluation import *  # noqa: F403

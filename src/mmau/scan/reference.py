@@ -1,0 +1,173 @@
+"""The selective scan as the paper writes it: slow, clear, and the judge of every other backend."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmau._checks import check_range, check_shapes
+from mmau.scan.backend import ScanBackend
+
+__all__ = [
+    "BACKEND",
+    "euler",
+    "half_life",
+    "scan",
+    "zoh",
+]
+
+
+def unchecked_zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """`zoh`, for a caller that runs it once per frame."""
+    step = delta.unsqueeze(-1) * A
+    return torch.exp(step), torch.expm1(step) / A * B.unsqueeze(-2)
+
+
+def unchecked_euler(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """`euler`, for a caller that runs it once per frame."""
+    step = delta.unsqueeze(-1)
+    return torch.exp(step * A), step * B.unsqueeze(-2)
+
+
+def zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Discretise exactly, for an input that is constant during each step (zero-order hold).
+
+    $$
+    \bar A = \exp(\Delta A), \qquad
+    \bar B = (\Delta A)^{-1} (\exp(\Delta A) - I) \, \Delta B
+    $$
+
+    The factor $\Delta$ cancels, so $\bar B = \operatorname{expm1}(\Delta A) / A \cdot B$ is
+    computed: the same number, but exact for small steps and 0 instead of NaN at $\Delta = 0$, where
+    $\bar A = 1$ and $\bar B = 0$ freeze the state.
+
+    Args:
+        delta: `(..., d)`, step size, at least 0.
+        A: `(d, n)`, negative.
+        B: `(..., n)`, input projection.
+
+    Returns:
+        `A_bar` and `B_bar`, each `(..., d, n)`.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    References:
+        Section 3.3 of the paper.
+
+    Examples:
+        >>> A_bar, B_bar = zoh(torch.tensor([0.5]), torch.tensor([[-2.0]]), torch.tensor([1.0]))
+        >>> A_bar, B_bar
+        (tensor([[0.3679]]), tensor([[0.3161]]))
+    """
+    check_shapes(delta=(delta, "... d"), A=(A, "d n"), B=(B, "... n"))
+    return unchecked_zoh(delta, A, B)
+
+
+def euler(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Discretise the decay exactly and the input to first order, as Mamba's kernels do.
+
+    $$ \bar A = \exp(\Delta A), \qquad \bar B = \Delta B $$
+
+    It agrees with `zoh` as $\Delta A \to 0$ and is larger by the factor
+    $\Delta A / \operatorname{expm1}(\Delta A)$ elsewhere: weights trained with one are not weights
+    for the other.
+
+    Args:
+        delta: `(..., d)`, step size, at least 0.
+        A: `(d, n)`, negative.
+        B: `(..., n)`, input projection.
+
+    Returns:
+        `A_bar` and `B_bar`, each `(..., d, n)`.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    References:
+        Gu and Dao, *Mamba*, 2023, whose published code computes this.
+
+    Examples:
+        >>> A_bar, B_bar = euler(torch.tensor([0.5]), torch.tensor([[-2.0]]), torch.tensor([1.0]))
+        >>> A_bar, B_bar
+        (tensor([[0.3679]]), tensor([[0.5000]]))
+    """
+    check_shapes(delta=(delta, "... d"), A=(A, "d n"), B=(B, "... n"))
+    return unchecked_euler(delta, A, B)
+
+
+def half_life(delta: Tensor, A: Tensor, *, frame_rate: float) -> Tensor:
+    r"""Turn step sizes into the time after which half of a state is forgotten, in seconds.
+
+    $$ \tau = \frac{\ln 2}{\Delta \, |A|} \cdot \frac{1}{\text{frame rate}} $$
+
+    Args:
+        delta: `(..., d)`, step size in frames, at least 0; 0 never forgets.
+        A: `(d, n)`, negative.
+        frame_rate: Frames per second, above 0.
+
+    Returns:
+        `(..., d, n)`, in seconds.
+
+    Raises:
+        ValueError: If the shapes do not fit or `frame_rate` is not positive.
+
+    Examples:
+        >>> half_life(torch.tensor([0.1]), torch.tensor([[-1.0, -2.0]]), frame_rate=30.0)
+        tensor([[0.2310, 0.1155]])
+    """
+    check_shapes(delta=(delta, "... d"), A=(A, "d n"))
+    check_range("frame_rate", frame_rate, 0, open_low=True)
+    return math.log(2.0) / (delta.unsqueeze(-1) * A.abs()) / frame_rate
+
+
+def scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    reset: Tensor | None = None,
+    discretization: str = "zoh",
+) -> tuple[Tensor, Tensor]:
+    r"""Run the recurrence frame by frame under plain autograd.
+
+    $$ h_t = \bar A_t h_{t-1} + \bar B_t x_t, \qquad y_t = C_t h_t $$
+
+    Differentiable any number of times, in any dtype, on any device. Its backward keeps several
+    `(b, d, n)` tensors per frame.
+
+    Args:
+        x: `(b, t, d)`, input.
+        delta: `(b, t, d)`, step size, at least 0.
+        A: `(d, n)`, negative.
+        B: `(b, t, n)`, input projection.
+        C: `(b, t, n)`, output projection.
+        initial_state: `(b, d, n)` or `None` for zeros.
+        reset: `(b, t)`, True where the state before a frame is dropped.
+        discretization: `"zoh"` or `"euler"`.
+
+    Returns:
+        `y` `(b, t, d)` and the final state `(b, d, n)`.
+    """
+    discretize = {"zoh": unchecked_zoh, "euler": unchecked_euler}[discretization]
+    resets = [None] * x.shape[1] if reset is None else reset.unbind(1)
+    h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state
+    outputs = []
+    # `unbind` and not `x[:, t]`, whose backward would cost time quadratic in the number of frames.
+    frames = (x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), resets)
+    for x_t, delta_t, B_t, C_t, reset_t in zip(*frames, strict=True):
+        if reset_t is not None:
+            h = h.masked_fill(reset_t[:, None, None], 0.0)
+        A_bar, B_bar = discretize(delta_t, A, B_t)
+        h = A_bar * h + B_bar * x_t[:, :, None]
+        outputs.append((h * C_t[:, None, :]).sum(-1))
+    y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(x)
+    return y, h
+
+
+BACKEND = ScanBackend(name="reference", run=scan, devices=frozenset({"cpu", "cuda", "mps", "meta"}))

@@ -1,0 +1,274 @@
+"""Which items each process takes in each step, as a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mmau._checks import check_range
+
+__all__ = [
+    "ItemKey",
+    "MicroBatchSampler",
+    "StepOrder",
+    "gather_by_name",
+    "rank_and_size",
+    "share_longest_first",
+    "sum_over_ranks",
+]
+
+T = TypeVar("T")
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return the number of this process and how many there are: (0, 1) without a process group.
+
+    Returns:
+        Rank and size.
+
+    Examples:
+        >>> rank_and_size()
+        (0, 1)
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Add up a tensor over all processes; every one gets the sum, no gradient flows.
+
+    To normalise a loss by the labelled entries of all processes, divide its sum by the sum of their
+    counts and multiply by the number of processes, which `DistributedDataParallel` divides by: the
+    mean of the means of each process weighs labels differently.
+
+    Args:
+        value: Same shape and dtype in every process; not changed.
+
+    Returns:
+        The sum, detached.
+
+    Examples:
+        >>> import torch
+        >>> sum_over_ranks(torch.tensor([2.0, 3.0]))
+        tensor([2., 3.])
+    """
+    total = value.detach().clone()
+    if rank_and_size()[1] > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_by_name(mine: Mapping[str, T]) -> dict[str, T]:
+    """Collect what every process has found out about its share, such as logits of its videos.
+
+    Args:
+        mine: Name to a value that can be pickled; names must differ between processes.
+
+    Returns:
+        All of them, sorted by name, the same in every process.
+
+    Raises:
+        ValueError: If two processes have the same name.
+
+    Examples:
+        >>> gather_by_name({"b": 2, "a": 1})
+        {'a': 1, 'b': 2}
+    """
+    num_ranks = rank_and_size()[1]
+    shares: list[Any] = [dict(mine)]
+    if num_ranks > 1:
+        shares = [None] * num_ranks
+        dist.all_gather_object(shares, dict(mine))
+    collected: dict[str, T] = {}
+    for share in shares:
+        twice = sorted(set(share) & set(collected))
+        if twice:
+            raise ValueError(f"two processes have {twice[0]!r}; each must have its own share.")
+        collected.update(share)
+    return dict(sorted(collected.items()))
+
+
+def share_longest_first(sizes: Mapping[str, float], num_ranks: int) -> list[list[str]]:
+    """Deal jobs of known size to processes so that all finish at about the same time.
+
+    The longest job goes first, each to the process that has least to do. The result depends on the
+    arguments alone, so processes agree without talking.
+
+    Args:
+        sizes: Name to size (bytes of a video, number of frames), not negative.
+        num_ranks: Number of processes.
+
+    Returns:
+        For each process its names, longest first; some may be empty.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Examples:
+        >>> share_longest_first({"a": 5, "b": 3, "c": 3, "d": 1}, 2)
+        [['a', 'd'], ['b', 'c']]
+    """
+    check_range("num_ranks", num_ranks, 1)
+    for name, size in sizes.items():
+        check_range(f"sizes[{name!r}]", size, 0)
+    shares: list[list[str]] = [[] for _ in range(num_ranks)]
+    loads = [0.0] * num_ranks
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        shares[least].append(name)
+        loads[least] += sizes[name]
+    return shares
+
+
+class ItemKey(NamedTuple):
+    """What a data set is asked for: augmentation may depend on `(seed, epoch, item)` only."""
+
+    epoch: int
+    """Pass over the data, from 0."""
+    item: int
+    """Number of the item."""
+    counts: bool = True
+    """False for a filler: a process without a share still takes part, with no labels."""
+
+
+@dataclass(frozen=True)
+class StepOrder:
+    """Shuffle items anew in every epoch and cut the order into steps.
+
+    The step is the only cursor: nothing else needs to be saved to resume. The batch of a step is
+    the same for any number of processes, which split it among themselves. The last batch of an
+    epoch may be smaller; no item is left out or taken twice.
+
+    Args:
+        num_items: Number of items, at least 1.
+        batch_size: Items of a step, over all processes.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Examples:
+        >>> order = StepOrder(num_items=5, batch_size=2, seed=1)
+        >>> order.steps_per_epoch
+        3
+        >>> sorted(i for step in range(3) for i in order.batch(step))
+        [0, 1, 2, 3, 4]
+        >>> order.batch(0) == order.share(0, rank=0, num_ranks=2) + order.share(
+        ...     0, rank=1, num_ranks=2)
+        True
+    """
+
+    num_items: int
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("num_items", self.num_items, 1)
+        check_range("batch_size", self.batch_size, 1)
+        check_range("seed", self.seed, 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the items."""
+        return math.ceil(self.num_items / self.batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Return the items of a step, over all processes.
+
+        Args:
+            step: Step of the run, from 0.
+
+        Returns:
+            Numbers of the items.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _shuffled(self.num_items, self.seed, epoch)
+        return list(order[place * self.batch_size : (place + 1) * self.batch_size])
+
+    def share(self, step: int, *, rank: int, num_ranks: int) -> list[int]:
+        """Return what one process takes of a step; may be empty in a short last batch.
+
+        Args:
+            step: Step of the run, from 0.
+            rank: Number of the process, from 0.
+            num_ranks: Number of processes.
+
+        Returns:
+            Numbers of the items; the shares of all processes make up the batch.
+
+        Raises:
+            ValueError: If there is no such process.
+        """
+        check_range("num_ranks", num_ranks, 1)
+        check_range("rank", rank, 0, num_ranks - 1)
+        return self.batch(step)[rank::num_ranks]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(num_items: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng([seed, epoch]).permutation(num_items).tolist())
+
+
+class MicroBatchSampler(Sampler[list[ItemKey]]):
+    """Hand one process its share of every step, in `accumulate` pieces, from a step on.
+
+    One iterator runs through all epochs, so that workers never stop and a resumed run starts right
+    at its step. Every process gets the same number of pieces; one with nothing to do gets a filler
+    whose labels do not count.
+
+    Args:
+        order: The order of the run.
+        first_step: Where to begin.
+        last_step: Where to stop; this step is not part of it.
+        rank: Number of this process.
+        num_ranks: Number of processes.
+        accumulate: Pieces of a step, whose gradients are added up.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Examples:
+        >>> order = StepOrder(num_items=3, batch_size=2)
+        >>> sampler = MicroBatchSampler(order, last_step=2, rank=1, num_ranks=2)
+        >>> [[key.counts for key in keys] for keys in sampler]  # two items, then a single one
+        [[True], [False]]
+    """
+
+    def __init__(
+        self,
+        order: StepOrder,
+        *,
+        first_step: int = 0,
+        last_step: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        check_range("accumulate", accumulate, 1)
+        check_range("first_step", first_step, 0, max(0, last_step))
+        check_range("num_ranks", num_ranks, 1)
+        check_range("rank", rank, 0, num_ranks - 1)
+        self.order = order
+        self.steps = range(first_step, last_step)
+        self.rank, self.num_ranks, self.accumulate = rank, num_ranks, accumulate
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[ItemKey]]:
+        for step in self.steps:
+            epoch = step // self.order.steps_per_epoch
+            batch = self.order.batch(step)
+            share = self.order.share(step, rank=self.rank, num_ranks=self.num_ranks)
+            for piece in range(self.accumulate):
+                keys = [ItemKey(epoch, index) for index in share[piece :: self.accumulate]]
+                yield keys or [ItemKey(epoch, batch[0], counts=False)]
