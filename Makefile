@@ -7,7 +7,6 @@ TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
-LINT := $(VENV)-lint
 
 # Without it two busy cores spend most of their time waiting for each other.
 export OMP_WAIT_POLICY := PASSIVE
@@ -32,22 +31,15 @@ $(READY): pyproject.toml constraints.txt requirements/headless.txt
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[encoders,video,plot,docs,dev]"
 	touch $@
 
-# pydoclint brings a fork of docstring_parser that would take the place of the one tyro needs.
-$(LINT)/.ready: constraints.txt
-	test -x $(LINT)/bin/python || $(PYTHON) -m venv $(LINT)
-	$(LINT)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt pydoclint
-	touch $@
-
 demo: $(READY)
 	$(BIN)/python recipes/affwild2_au.py demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not gpu and not browser"
 
-lint: $(READY) $(LINT)/.ready
+lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(LINT)/bin/pydoclint -q src/mmau
 
 format: $(READY)
 	$(BIN)/python -m ruff check --fix .

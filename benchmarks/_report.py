@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 
 __all__ = ["RESULTS", "Row", "show", "write"]
 
@@ -32,6 +32,6 @@ def show(title: str, rows: list[Row]) -> None:
 def write(path: Path, title: str, note: str, where: Row, rows: list[Row]) -> None:
     """Write one table of the documentation."""
     contents = {"title": title, "note": note.strip(), "stamp": where, "rows": rows}
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     print(f"written to {path}")

@@ -35,7 +35,7 @@ from _measure import (
 from _peers import LOADERS, LOOPS, Scan, available
 from _report import RESULTS, Row, show, write
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 
 CASES = {
     "long clips": {"b": 2, "d": 256, "n": 16, "t": 4096},
@@ -131,7 +131,7 @@ def draw(lengths: list[Row], path: Path) -> None:
         axes.set(title=what, xlabel="frames")
     figure.axes[0].set_ylabel("CPU time, ms")
     figure.axes[0].legend(fontsize=7)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=90)
 
 

@@ -36,7 +36,7 @@ from affwild2_models import region_tokens, score
 from affwild2_presets import DEMO, Config
 from torch import Tensor, nn
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.functional import region_pooling
 from mmau.models import AUDetector, build_detector
 from mmau.training import StateFiles, seed_everything
@@ -105,7 +105,7 @@ def run_seed(name: str, seed: int, ablation: AblationConfig) -> None:
             "parameters": count_parameters(detector),
             "seconds": {"frames": seconds, "clips": time.monotonic() - started},
         }
-        with whole_file(results[key]) as partial:
+        with atomic_write(results[key]) as partial:
             torch.save(record, partial)
     for states in folder.glob("*/*/states"):
         StateFiles(states).clear()
@@ -193,9 +193,9 @@ def run(ablation: AblationConfig) -> dict[str, Any]:
         text, record[name] = table_of(name, lines)
         texts.append(text)
     text = "\n\n".join(texts) + "\n\n" + NOTES.format(seeds=ablation.seeds) + "\n"
-    with whole_file(ablation.out / "ablation.md") as partial:
+    with atomic_write(ablation.out / "ablation.md") as partial:
         partial.write_text(text)
-    with whole_file(ablation.out / "ablation.json") as partial:
+    with atomic_write(ablation.out / "ablation.json") as partial:
         settings = dataclasses.asdict(ablation) | {"out": str(ablation.out)}
         partial.write_text(json.dumps({"settings": settings, "tables": record}, indent=2) + "\n")
     print(f"\n{text}\n{ablation.out}: ablation.md, ablation.json")

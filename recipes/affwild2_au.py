@@ -56,7 +56,7 @@ from affwild2_report import provenance_of, report
 from torch import Tensor, nn
 
 from mmau._checks import did_you_mean
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.data.affwild2 import AnnotationError
 from mmau.evaluation import AUCounts
 from mmau.media.errors import MediaError
@@ -379,7 +379,7 @@ def run(config: Config) -> dict[str, Any] | None:
     started = time.monotonic()
     accelerator = start_accelerator(config)
     if accelerator.is_main_process:
-        with whole_file(config.out / "config.json") as partial:
+        with atomic_write(config.out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=2) + "\n")
     videos = prepare_data(config, accelerator)
     num_frames = {s: sum(len(v.labels) for v in found) for s, found in videos.items()}

@@ -16,7 +16,7 @@ from affwild2_presets import Config
 from torch import Tensor
 
 import mmau
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.evaluation import ScoredTrial, compare_reports, evaluate_trials, fit_calibration
 from mmau.inference import AUPredictor
 from mmau.models import AUDetector, save_pretrained
@@ -98,7 +98,7 @@ def report(
     save_pretrained(systems[main], checkpoint, config=config.model, provenance=provenance)
     calibration.save(checkpoint / "calibration.json")
     metrics["provenance"] = provenance
-    with whole_file(config.out / "metrics.json") as partial:
+    with atomic_write(config.out / "metrics.json") as partial:
         partial.write_text(json.dumps(metrics, indent=2) + "\n")
 
     example = videos[0]

@@ -2,17 +2,17 @@
 
 import pytest
 
-from mmau._files import whole_file, whole_folder
+from mmau._files import atomic_dir, atomic_write
 
 
 def write_half(path):
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("half")
         raise RuntimeError("disk full")
 
 
 def fill_half(path):
-    with whole_folder(path) as partial:
+    with atomic_dir(path) as partial:
         (partial / "third").touch()
         raise RuntimeError("disk full")
 
@@ -29,7 +29,7 @@ def test_failure_leaves_the_old_file_and_no_partial_one(tmp_path):
 def test_folder_is_replaced_as_a_whole(tmp_path):
     target = tmp_path / "checkpoint"
     for name in ("first", "second"):
-        with whole_folder(target) as partial:
+        with atomic_dir(target) as partial:
             (partial / name).touch()
     assert [p.name for p in target.iterdir()] == ["second"]
     with pytest.raises(RuntimeError, match="disk full"):

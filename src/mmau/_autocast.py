@@ -7,18 +7,9 @@ import contextlib
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "without_autocast"]
-
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would compute with, or `None` where it is off.
-
-    Args:
-        tensor: Decides the device. Double precision is never cast down.
-
-    Returns:
-        A dtype, or `None`.
-    """
+    """Return the dtype that autocast would compute with, or `None` where it is off."""
     device = tensor.device.type
     if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
@@ -26,14 +17,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Switch autocast off for what has to stay in its precision, at no cost where it is off.
-
-    Args:
-        device: Device type.
-
-    Returns:
-        A context manager.
-    """
+    """Switch autocast off for what has to stay in its precision, at no cost where it is off."""
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_mask", "check_range", "check_shapes", "did_you_mean"]
-
 
 def _letters(pattern: str) -> str:
     return "(" + ", ".join(pattern.split()) + ")"
@@ -26,14 +24,6 @@ def check_shapes(
 
     A letter must have one size across all tensors, a number in a pattern is a literal size, and a
     leading `...` stands for any leading axes (each tensor's own). `None` tensors are skipped.
-
-    Args:
-        sizes: Letters whose size is already known, such as `{"d": self.d_model}`.
-        **tensors: Argument name to `(tensor, pattern)`.
-
-    Raises:
-        TypeError: If an argument is not a tensor.
-        ValueError: If an axis is missing, superfluous or has the wrong size.
 
     Examples:
         >>> check_shapes(x=(torch.ones(2, 3), "b t"), a=(torch.ones(2, 4), "b t"))
@@ -84,15 +74,7 @@ def check_shapes(
 
 
 def check_mask(name: str, mask: Tensor | None) -> None:
-    """Check that a mask is boolean, so that 0/1, additive and inverted masks cannot be confused.
-
-    Args:
-        name: Argument name.
-        mask: The mask, or `None`.
-
-    Raises:
-        TypeError: If it is not a boolean tensor.
-    """
+    """Check that a mask is boolean, so that 0/1, additive and inverted masks cannot be confused."""
     if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
         given = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
@@ -101,29 +83,13 @@ def check_mask(name: str, mask: Tensor | None) -> None:
 
 
 def did_you_mean(given: str, choices: Iterable[str]) -> str:
-    """Return the words ` did you mean 'x'?` for the nearest choice, or nothing.
-
-    Args:
-        given: What was written.
-        choices: What exists.
-
-    Returns:
-        A piece of a sentence that starts with `;`, or an empty string.
-    """
+    """Return the words ` did you mean 'x'?` for the nearest choice, or nothing."""
     near = difflib.get_close_matches(str(given), list(choices), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Check that a word is one of a few.
-
-    Args:
-        name: Argument name.
-        value: What was given.
-        choices: What is accepted.
-
-    Raises:
-        ValueError: If it is not.
 
     Examples:
         >>> check_choice("reduction", "avg", ("mean", "sum", "none"))
@@ -147,17 +113,6 @@ def check_range(
     open_high: bool = False,
 ) -> None:
     """Check that a number lies in an interval.
-
-    Args:
-        name: Argument name.
-        value: What was given.
-        low: Smallest value, or `None`.
-        high: Largest value, or `None`.
-        open_low: Whether `low` itself is excluded.
-        open_high: Whether `high` itself is excluded.
-
-    Raises:
-        ValueError: If it does not, or is NaN.
 
     Examples:
         >>> check_range("margin", 1.0, 0, 1, open_high=True)

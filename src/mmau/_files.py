@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["hold", "remove_abandoned", "whole_file", "whole_folder"]
-
 
 def _temporary(path: Path) -> Path:
     # The suffix stays, since writers choose the format by it; the process id keeps workers apart.
@@ -18,19 +16,13 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` and rename it to `path` if the block succeeds.
-
-    Args:
-        path: Final path; its folder is created.
-
-    Yields:
-        The path to write to. It is removed if the block raises.
 
     Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> with whole_file(target) as partial:
+        >>> with atomic_write(target) as partial:
         ...     _ = partial.write_text("done")
         >>> target.read_text()
         'done'
@@ -46,15 +38,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder and let it take the place of `path` if the block succeeds.
-
-    Args:
-        path: Final path; a folder that is there already is replaced.
-
-    Yields:
-        The empty folder to write to. It is removed if the block raises.
-    """
+def atomic_dir(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder and let it take the place of `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _temporary(path)
@@ -69,15 +54,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def hold(stream: IO[bytes]) -> bool:
-    """Lock a file while its writer lives, so that nobody takes it for abandoned.
-
-    Args:
-        stream: The open file.
-
-    Returns:
-        Whether it is ours now.
-    """
+def lock_file(stream: IO[bytes]) -> bool:
+    """Lock a file while its writer lives, so that nobody takes it for abandoned."""
     try:
         import fcntl  # not on Windows, where open files cannot be removed anyway
     except ImportError:
@@ -90,14 +68,10 @@ def hold(stream: IO[bytes]) -> bool:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Delete what killed processes left of earlier attempts at a file.
-
-    Args:
-        path: The final path; whoever writes to `whole_file(path)` must `hold` what it opens.
-    """
+    """Delete what killed processes left of earlier attempts at a file."""
     start, end = f".{path.stem}.", f".partial{path.suffix}"
     for left in path.parent.iterdir():
         if left.name.startswith(start) and left.name.endswith(end):
             with suppress(OSError), left.open("r+b") as stream:
-                if hold(stream):
+                if lock_file(stream):
                     left.unlink(missing_ok=True)

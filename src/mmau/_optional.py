@@ -7,22 +7,9 @@ from typing import Any
 
 from mmau.registry import MissingDependencyError
 
-__all__ = ["require"]
-
 
 def require(module: str, *, purpose: str, extra: str) -> Any:
     """Import an optional library, or say which extra brings it.
-
-    Args:
-        module: Name to import, such as `"av"`.
-        purpose: What needs it, as the subject of the sentence: `"reading video"`.
-        extra: The extra of mmau that installs it.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
 
     Examples:
         >>> require("nothing_of_this_name", purpose="reading video", extra="video")

@@ -16,15 +16,13 @@ import pytest
 
 from mmau.data import prepare
 from mmau.data.prepare import (
-    CacheError,
-    DiskFullError,
     PreparationError,
     PreparationReport,
-    load_trial,
     prepare_dataset,
     prepare_video,
     source_fingerprint,
 )
+from mmau.data.prepared import CacheError, DiskFullError, load_trial
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -307,7 +305,7 @@ class Pool:
 
 
 def jobs_named(*names):
-    target = {name: prepare.TrialTarget(Path(), name, everybody=False) for name in names}
+    target = {name: prepare.TrialTarget(Path(), name, all_faces=False) for name in names}
     return {name: prepare.PreparationJob("v.mp4", target[name], "", False) for name in names}
 
 

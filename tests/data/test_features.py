@@ -6,16 +6,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mmau.data.prepare import (
+from mmau.data.prepare import prepare_video, source_fingerprint
+from mmau.data.prepared import (
     CacheError,
     DiskFullError,
     PreparedTrial,
     load_trial,
-    prepare_video,
+    open_trial,
     save_trial,
-    source_fingerprint,
 )
-from mmau.data.prepared import open_trial
 from mmau.media import MediaError
 
 av = pytest.importorskip("av")

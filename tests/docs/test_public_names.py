@@ -1,6 +1,7 @@
 """Every public name is in the reference, in the inventory of the site, and in code that runs."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -11,6 +12,7 @@ import types
 import zlib
 from pathlib import Path
 
+import griffe
 import pytest
 
 import mmau
@@ -132,3 +134,52 @@ def test_every_function_and_class_has_a_docstring():
         if (inspect.isclass(thing) or inspect.isfunction(thing)) and not inspect.getdoc(thing)
     ]
     assert not bare
+
+
+def _callables(path, thing):
+    """A function, or a class with its public methods; each with what its docstring documents."""
+    if inspect.isfunction(thing):
+        yield path, thing, inspect.getdoc(thing)
+    elif inspect.isclass(thing):
+        if "__init__" in vars(thing) and not dataclasses.is_dataclass(thing):
+            yield path, thing.__init__, inspect.getdoc(thing)
+        for name, member in vars(thing).items():
+            method = getattr(member, "__func__", member)
+            if inspect.isfunction(method) and not name.startswith("_"):
+                yield f"{path}.{name}", method, inspect.getdoc(method)
+
+
+def _differences(function, doc):
+    """Arguments that a docstring with a list of them lacks, has too many of, or puts elsewhere."""
+    parsed = griffe.parse_google(griffe.Docstring(doc or ""), warnings=False)
+    listed = [
+        argument.name.lstrip("*")
+        for section in parsed
+        if section.kind is griffe.DocstringSectionKind.parameters
+        for argument in section.value
+    ]
+    taken = [name for name in inspect.signature(function).parameters if name not in {"self", "cls"}]
+    full = any(section.kind is not griffe.DocstringSectionKind.text for section in parsed)
+    return (listed, taken) if full and listed != taken else None
+
+
+def test_docstrings_list_the_arguments_of_the_signature():
+    wrong = {
+        name: _differences(function, doc)
+        for path, thing in DOCUMENTED.items()
+        for name, function, doc in _callables(path, thing)
+        if _differences(function, doc)
+    }
+    assert not wrong
+
+
+def test_a_docstring_without_one_of_the_arguments_is_found():
+    def add(a, b):
+        """Add.
+
+        Args:
+            a: First.
+        """
+        return a + b
+
+    assert _differences(add, inspect.getdoc(add)) == (["a"], ["a", "b"])

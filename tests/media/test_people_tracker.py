@@ -1,4 +1,4 @@
-"""Following everybody, in a toy world and with two photographs side by side."""
+"""Following all faces, in a toy world and with two photographs side by side."""
 
 import numpy as np
 import pytest

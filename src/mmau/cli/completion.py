@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 from mmau.cli.console import Console
 
-__all__ = ["add_parser", "completion_script"]
-
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -22,12 +20,7 @@ class _Option(NamedTuple):
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has; this one has none of them.
-    """
+    """Add the command."""
     del parents
     parser = commands.add_parser(
         "completion",
@@ -49,13 +42,6 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """Write the script of a shell from the parser itself, so that it cannot be out of date.
-
-    Args:
-        parser: The parser of `mmau`.
-        shell: `"bash"`, `"zsh"` or `"fish"`.
-
-    Returns:
-        The script.
 
     Examples:
         >>> parser = argparse.ArgumentParser(prog="mmau")

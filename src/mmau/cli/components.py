@@ -8,8 +8,6 @@ from typing import Any
 from mmau.cli.console import Console
 from mmau.registry import Registry
 
-__all__ = ["add_parser", "all_registries"]
-
 
 def all_registries() -> list[Registry[Any]]:
     """Return every registry of the library, in the order in which a system is built.
@@ -37,12 +35,7 @@ def all_registries() -> list[Registry[Any]]:
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has.
-    """
+    """Add the command."""
     parser = commands.add_parser(
         "components", parents=parents, help="list every registered component"
     )

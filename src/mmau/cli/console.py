@@ -20,21 +20,6 @@ from typing import Any, Generic, NamedTuple, TextIO, TypeVar
 
 from mmau.progress import ProgressCallback
 
-__all__ = [
-    "FAILURES_OF_A_FILE",
-    "SOME_FAILED",
-    "VIDEO_SUFFIXES",
-    "Console",
-    "FoundVideo",
-    "Outcome",
-    "Share",
-    "UserError",
-    "Work",
-    "find_videos",
-    "is_single_file",
-    "run_batch",
-]
-
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -68,18 +53,7 @@ def run_batch(
     processes: int,
     progress: Share,
 ) -> Iterator[Outcome[J, R]]:
-    """Do every job, and yield what became of it as it is finished.
-
-    Args:
-        jobs: What to do; picklable.
-        start: Called with `options` once per process; returns the function that does a job.
-        options: What `start` needs; picklable.
-        processes: Number of processes, started by spawn; 1 works in this one.
-        progress: Told how many jobs are done, with parts of those that are running.
-
-    Yields:
-        One outcome per job.
-    """
+    """Do every job, and yield what became of it as it is finished."""
     progress(0, len(jobs))
     if processes == 1 or len(jobs) == 1:
         work = start(options)
@@ -190,12 +164,6 @@ class FoundVideo(NamedTuple):
 def is_single_file(sources: Sequence[str]) -> bool:
     """Tell whether the user named one file, rather than a folder, a pattern or several.
 
-    Args:
-        sources: What was given.
-
-    Returns:
-        True for one path that is no folder and no pattern.
-
     Examples:
         >>> is_single_file(["a.mp4"]), is_single_file(["a.mp4", "b.mp4"]), is_single_file(["*.mp4"])
         (True, False, False)
@@ -205,19 +173,7 @@ def is_single_file(sources: Sequence[str]) -> bool:
 
 
 def find_videos(sources: Sequence[str]) -> list[FoundVideo]:
-    """Find the videos; every one must get a name of its own.
-
-    Args:
-        sources: Files, folders (searched to any depth for the usual extensions) and patterns such
-            as `clips/**/*.mp4`. Hidden files in folders are passed over.
-
-    Returns:
-        Videos, each once, in the order given, folders sorted.
-
-    Raises:
-        UserError: If a file, or any video of a folder or pattern, is missing, or two videos would
-            be called the same.
-    """
+    """Find the videos; every one must get a name of its own."""
     found: dict[Path, str] = {}
     for source in sources:
         for path, name in _of_source(source):
@@ -273,12 +229,6 @@ class UserError(Exception):
 class Console:
     """Speak to a person, or with `json_lines` to a program.
 
-    Args:
-        quiet: Say nothing but notes and errors.
-        json_lines: Write one JSON object per line to stderr instead of sentences and bars.
-        out: Where results go; stdout if left out.
-        err: Where everything else goes; stderr if left out.
-
     Examples:
         >>> console = Console(json_lines=True, err=sys.stdout)
         >>> console.note("no sound track", video="a.mp4")  # doctest: +ELLIPSIS
@@ -299,60 +249,33 @@ class Console:
         self._err = err or sys.stderr
 
     def result(self, text: str) -> None:
-        """Write what the command was asked for, such as a table.
-
-        Args:
-            text: Lines.
-        """
+        """Write what the command was asked for, such as a table."""
         self._out.write(text + "\n")
         self._out.flush()
 
     def summary(self, text: str, **fields: Any) -> None:
-        """Say what was done; nothing if quiet.
-
-        Args:
-            text: One sentence or table.
-            **fields: The same as data, for JSON lines.
-        """
+        """Say what was done; nothing if quiet."""
         if self.json_lines:
             self._event("done", text, fields)
         elif not self.quiet:
             self.result(text)
 
     def note(self, text: str, **fields: Any) -> None:
-        """Say what the user should know about the result.
-
-        Args:
-            text: One sentence.
-            **fields: The same as data, for JSON lines.
-        """
+        """Say what the user should know about the result."""
         if self.json_lines:
             self._event("note", text, fields)
         else:
             self._line(f"note: {text}")
 
     def error(self, text: str, **fields: Any) -> None:
-        """Say what went wrong.
-
-        Args:
-            text: One sentence.
-            **fields: The same as data, for JSON lines.
-        """
+        """Say what went wrong."""
         if self.json_lines:
             self._event("error", text, fields)
         else:
             self._line(f"mmau: {text}")
 
     def failures(self, failed: Sequence[tuple[str, str]], total: int) -> int:
-        """List the files of a batch that failed, last of all.
-
-        Args:
-            failed: File and reason.
-            total: Files of the batch.
-
-        Returns:
-            The exit code: 0 if nothing failed, else 3.
-        """
+        """List the files of a batch that failed, last of all."""
         if not failed:
             return 0
         for file, reason in failed:
@@ -363,15 +286,7 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, *, unit: str = "frames") -> Iterator[Share]:
-        """Show a bar with rate and remaining time for what takes longer than a second.
-
-        Args:
-            label: What is being done.
-            unit: What is counted.
-
-        Yields:
-            A callback, called as `progress(done, total)`, also with fractions.
-        """
+        """Show a bar with rate and remaining time for what takes longer than a second."""
         if self.quiet and not self.json_lines:
             yield lambda done, total: None
             return
@@ -456,12 +371,6 @@ def _number(done: float) -> str:
 
 def clock(seconds: float) -> str:
     """Write a duration as `m:ss` or `h:mm:ss`.
-
-    Args:
-        seconds: Duration.
-
-    Returns:
-        Text.
 
     Examples:
         >>> clock(75.2), clock(3671)

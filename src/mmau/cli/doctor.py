@@ -12,8 +12,6 @@ from typing import Any
 from mmau.cli.components import all_registries
 from mmau.cli.console import Console, UserError
 
-__all__ = ["add_parser", "torchaudio_status"]
-
 # Distribution, module and what it is for.
 _LIBRARIES = (
     ("torch", "everything"),
@@ -34,12 +32,7 @@ _LIBRARIES = (
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has.
-    """
+    """Add the command."""
     parser = commands.add_parser(
         "doctor",
         parents=parents,
@@ -100,11 +93,7 @@ def _devices(torch: Any) -> str:
 
 
 def torchaudio_status() -> str:
-    """Tell whether torchaudio loads, and if not, why not.
-
-    Returns:
-        One sentence.
-    """
+    """Tell whether torchaudio loads, and if not, why not."""
     version = _version("torchaudio")
     if not version:
         return 'not installed, and nothing on the main path needs it: pip install "mmau[audio]"'

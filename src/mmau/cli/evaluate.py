@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.cli.console import Console, UserError, Work, run_batch
 from mmau.progress import ProgressCallback
 
@@ -22,18 +22,11 @@ if TYPE_CHECKING:
     from mmau.evaluation.counts import AUCounts
     from mmau.inference import AUPredictor, AUTable, VideoLogits
 
-__all__ = ["add_parser"]
-
 # Who is meant by the suffix of a trial; the official names say no more.
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has.
-    """
+    """Add the command."""
     parser = commands.add_parser(
         "evaluate",
         parents=parents,
@@ -111,7 +104,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json is not None:
         record = {**report.as_dict(), "decisions": {"what": scored.decided_as, "mean_f1": f1}}
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-        with whole_file(arguments.json) as partial:
+        with atomic_write(arguments.json) as partial:
             partial.write_text(text, encoding="utf-8")
     return console.failures(scored.failures, len(scored.trials) + len(scored.failures))
 
@@ -181,14 +174,7 @@ def _logits(
 
 
 def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
-    """Load the checkpoint; runs once per process.
-
-    Args:
-        options: What every trial shares.
-
-    Returns:
-        The function that scores one trial.
-    """
+    """Load the checkpoint; runs once per process."""
     from mmau.inference import AUPredictor
 
     predictor = AUPredictor.from_pretrained(options.checkpoint, device=options.device)
@@ -208,7 +194,8 @@ def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
 def _logits_of_prepared(
     trials: Sequence[Trial], arguments: argparse.Namespace, predictor: AUPredictor, console: Console
 ) -> Iterable[tuple[Trial, VideoLogits | None, str | None]]:
-    from mmau.data.prepare import PreparationError, load_trial, prepare_dataset
+    from mmau.data.prepare import PreparationError, prepare_dataset
+    from mmau.data.prepared import load_trial
 
     files: dict[str, Path] = {}
     failures: dict[str, str] = {}

@@ -7,10 +7,6 @@ import argparse
 from mmau import __version__
 from mmau.cli import completion, components, doctor, evaluate, predict, prepare
 
-__all__ = [
-    "build_parser",
-]
-
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -21,11 +17,7 @@ exit codes:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of `mmau`.
-
-    Returns:
-        The parser; each command sets `run`, a function of the arguments and the console.
-    """
+    """Build the parser of `mmau`."""
     parser = argparse.ArgumentParser(
         prog="mmau",
         description="Audio-visual Action Unit detection.",

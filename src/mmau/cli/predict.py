@@ -23,18 +23,11 @@ from mmau.progress import ProgressCallback
 if TYPE_CHECKING:
     from mmau.inference import StageTimes
 
-__all__ = ["add_parser"]
-
 FACES = ("largest", "left", "right", "all")
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has.
-    """
+    """Add the command."""
     parser = commands.add_parser(
         "predict",
         parents=parents,
@@ -208,14 +201,7 @@ _FILE_SUFFIXES = (".csv", ".png", ".pdf", ".svg", *VIDEO_SUFFIXES)
 
 # ---------------------------------------------------------------------- the work
 def start_worker(options: _Options) -> Work[_Job, _Done]:
-    """Load the checkpoint; runs once per process.
-
-    Args:
-        options: What every video shares.
-
-    Returns:
-        The function that predicts one video.
-    """
+    """Load the checkpoint; runs once per process."""
     from mmau.inference import AUPredictor, StageTimes, annotate_video
 
     predictor = AUPredictor.from_pretrained(options.checkpoint, device=options.device)

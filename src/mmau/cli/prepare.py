@@ -8,16 +8,9 @@ from typing import Any
 
 from mmau.cli.console import Console, UserError, find_videos, is_single_file
 
-__all__ = ["add_parser"]
-
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` returned.
-        parents: Options that every command has.
-    """
+    """Add the command."""
     parser = commands.add_parser(
         "prepare",
         parents=parents,

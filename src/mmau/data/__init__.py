@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mmau.data.affwild2 import (
     Annotation,
-    AnnotationError,
     FrameFolder,
     JoinedLabels,
     Trial,
@@ -24,14 +23,20 @@ from mmau.data.clips import (
 )
 from mmau.data.feature_cache import FeatureCache, FeatureCacheError, FeatureLayout, FeatureSource
 from mmau.data.prepare import (
-    DiskFullError,
     PreparationError,
     PreparationReport,
     iterate_prepared,
     prepare_dataset,
     prepare_video,
 )
-from mmau.data.prepared import CacheError, PreparedChunk, PreparedTrial, load_trial, save_trial
+from mmau.data.prepared import (
+    CacheError,
+    DiskFullError,
+    PreparedChunk,
+    PreparedTrial,
+    load_trial,
+    save_trial,
+)
 from mmau.tables.formats import (
     ForeignAUTable,
     read_openface,
@@ -39,7 +44,7 @@ from mmau.tables.formats import (
     write_openface,
     write_pyfeat,
 )
-from mmau.tables.label_conventions import NumberedLabels, read_bp4d, read_disfa
+from mmau.tables.label_conventions import AnnotationError, NumberedLabels, read_bp4d, read_disfa
 
 __all__ = [
     "Annotation",

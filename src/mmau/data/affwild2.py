@@ -17,39 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mmau._checks import check_choice, check_range
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
 from mmau.media.errors import MediaError
 from mmau.media.video import open_container
 from mmau.tables.label_conventions import AnnotationError, read_lines
-
-__all__ = [
-    "SPLIT_FOLDERS",
-    "Annotation",
-    "AnnotationError",
-    "FilledFrames",
-    "FrameFolder",
-    "JoinedLabels",
-    "ListedFrame",
-    "ListedFrames",
-    "ListedTrial",
-    "Split",
-    "Trial",
-    "challenge_folder",
-    "find_annotations",
-    "find_frame_folders",
-    "find_listed_trials",
-    "find_trials",
-    "find_videos",
-    "frame_numbers",
-    "header",
-    "join_labels",
-    "listed_frames",
-    "read_annotation",
-    "read_lines",
-    "video_of_trial",
-    "write_submission",
-]
 
 
 def header(line: str, where: str) -> tuple[str, ...]:
@@ -118,12 +90,6 @@ class ListedTrial:
 def video_of_trial(name: str) -> str:
     """Strip the one suffix that says which person of the video a trial is.
 
-    Args:
-        name: Trial name.
-
-    Returns:
-        Video name.
-
     Examples:
         >>> video_of_trial("video10_1_left"), video_of_trial("30-30-1920x1080")
         ('video10_1', '30-30-1920x1080')
@@ -175,19 +141,7 @@ def find_trials(
 
 
 def find_annotations(root: str | Path, split: Split = "train") -> dict[str, Path]:
-    """List the annotations of an official split, whether or not there are videos or images.
-
-    Args:
-        root: Folder with `AU_Detection_Challenge/{Train_Set,Validation_Set}`.
-        split: `"train"` or `"validation"`.
-
-    Returns:
-        Trial name to annotation file, sorted by name.
-
-    Raises:
-        FileNotFoundError: If a folder is missing, or the split holds no annotation.
-        ValueError: If the split is unknown, or a trial is in both splits.
-    """
+    """List the annotations of an official split, whether or not there are videos or images."""
     check_choice("split", split, SPLIT_FOLDERS)
     challenge = challenge_folder(root)
     annotations = annotations_in(challenge / SPLIT_FOLDERS[split])
@@ -241,17 +195,7 @@ def find_listed_trials(root: str | Path, example: str | Path) -> list[ListedTria
 
 
 def challenge_folder(root: str | Path) -> Path:
-    """Find the folder of the annotations of the AU track.
-
-    Args:
-        root: The data root, which holds it or holds one folder that does.
-
-    Returns:
-        The folder; `<root>/AU_Detection_Challenge` if there is none, for a message.
-
-    Raises:
-        ValueError: If several folders of the root hold one.
-    """
+    """Find the folder of the annotations of the AU track."""
     root = Path(root)
     found = sorted(path for path in root.glob(f"*/{CHALLENGE}") if path.is_dir())
     if (root / CHALLENGE).is_dir() or not found:
@@ -276,18 +220,7 @@ def annotations_in(folder: Path) -> dict[str, Path]:
 
 
 def find_videos(root: str | Path) -> dict[str, Path]:
-    """List the videos of a data root, from anywhere below its folder `videos`.
-
-    Args:
-        root: The data root.
-
-    Returns:
-        Video name without suffix to file.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If two videos share a name.
-    """
+    """List the videos of a data root, from anywhere below its folder `videos`."""
     folder = Path(root) / "videos"
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
@@ -331,18 +264,7 @@ class FilledFrames(NamedTuple):
 
 
 def frame_numbers(folder: str | Path) -> npt.NDArray[np.int64]:
-    """List the frame numbers of a folder of cropped images, `00001.jpg` and so on.
-
-    Args:
-        folder: Folder of one trial; hidden files, sub-folders and other files are ignored.
-
-    Returns:
-        `(n)`, 1-based and increasing, with gaps where there is no image; empty without any image.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If two images have one number, or a number is 0.
-    """
+    """List the frame numbers of a folder of cropped images, `00001.jpg` and so on."""
     return np.array(sorted(_images(Path(folder))), dtype=np.int64)
 
 
@@ -352,16 +274,6 @@ def find_frame_folders(root: str | Path) -> dict[str, Path]:
     The images come in several archives, `cropped_aligned` and `cropped_aligned_new_50_vids`, that
     people unpack beside or inside each other: every folder whose name starts with
     `cropped_aligned`, in the root or one level below, is searched.
-
-    Args:
-        root: The data root.
-
-    Returns:
-        Trial name, with its suffix, to folder; sorted by name.
-
-    Raises:
-        FileNotFoundError: If there is no such root.
-        ValueError: If two parts hold a folder of one name.
     """
     root = Path(root)
     if not root.is_dir():
@@ -672,19 +584,7 @@ class ListedFrames:
 
 
 def listed_frames(example: str | Path) -> ListedFrames:
-    """Read the official example of a submission: which frames, in which order.
-
-    Args:
-        example: Text file: header `image_location,AU1,...`, then one row per frame such as
-            `2-30-640x360/00001.jpg,0,...`. Its values are not used.
-
-    Returns:
-        Columns and frames.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        AnnotationError: If a line is not of that form, or a frame is listed twice.
-    """
+    """Read the official example of a submission: which frames, in which order."""
     lines = read_lines(Path(example))
     if not lines or lines[0].split(",")[0].strip() != "image_location":
         raise AnnotationError(f"{example}, line 1: expected image_location,AU1,AU2,...")
@@ -769,7 +669,7 @@ def write_submission(
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

@@ -31,11 +31,6 @@ from mmau.media.errors import MediaError
 from mmau.media.video import open_container
 from mmau.progress import ProgressCallback
 
-__all__ = [
-    "Finding",
-    "check_data_root",
-]
-
 Severity = Literal["error", "warning", "note"]
 
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")

@@ -19,16 +19,6 @@ from torch.utils.data import Dataset, Sampler
 from mmau._checks import check_choice, check_range, check_shapes
 from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
 
-__all__ = [
-    "AugmentationDraw",
-    "ClipAugmentation",
-    "ClipDataset",
-    "ClipSampler",
-    "ClipStitcher",
-    "Window",
-    "clip_windows",
-]
-
 _PURPOSE = 1_718  # keeps these draws apart from the order of the clips, which has the same seed
 
 
@@ -144,20 +134,7 @@ class ClipAugmentation:
         )
 
     def __call__(self, clip: Mapping[str, Any], *, epoch: int, index: int) -> dict[str, Any]:
-        """Change a clip.
-
-        Args:
-            clip: Arrays by name, as `ClipDataset` makes them; not changed itself.
-            epoch: Epoch, counted from 0.
-            index: Index of the clip in its dataset.
-
-        Returns:
-            The clip, with `flipped`, `keep_visual` and `keep_audio`.
-
-        Raises:
-            ValueError: If an array has not the shape that its role needs, or landmarks are to be
-                mirrored and the width is not known.
-        """
+        """Change a clip."""
         drawn = self.draw(epoch, index)
         changed = dict(clip)
         if drawn.flip:

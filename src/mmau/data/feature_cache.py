@@ -31,34 +31,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range
-from mmau._files import hold, remove_abandoned, whole_file
+from mmau._files import atomic_write, lock_file, remove_abandoned
 from mmau._version import __version__
 from mmau.data.prepared import CacheError, DiskFullError, PreparedTrial, load_trial
 from mmau.functional.region_attention import region_pooling
 from mmau.media.errors import MediaError, check_file
 from mmau.progress import ProgressCallback
-
-__all__ = [
-    "FEATURE_FORMAT",
-    "CacheEstimate",
-    "CachedTrials",
-    "FeatureCache",
-    "FeatureCacheError",
-    "FeatureFileWriter",
-    "FeatureLayout",
-    "FeatureSource",
-    "FillJob",
-    "file_bytes",
-    "module_fingerprint",
-    "open_feature_file",
-    "prepared_sources",
-    "read_features",
-    "read_header",
-    "run_fill_jobs",
-    "shard_by_length",
-    "size_in_words",
-    "token_rows",
-]
 
 FEATURE_FORMAT = "mmau.features/1"
 """Written into every file; changes when the meaning of its content does."""
@@ -181,16 +159,7 @@ def _header(layout: FeatureLayout, num_frames: int, fingerprint: str, digest: st
 
 
 def file_bytes(layout: FeatureLayout, num_frames: int, fingerprint: str) -> int:
-    """Compute the size of a file before it is written.
-
-    Args:
-        layout: Its arrays.
-        num_frames: Its frames.
-        fingerprint: What it is made from.
-
-    Returns:
-        Bytes, exactly.
-    """
+    """Compute the size of a file before it is written."""
     header = _header(layout, num_frames, fingerprint, _NO_DIGEST)
     return len(header) + num_frames * layout.bytes_per_frame
 
@@ -207,14 +176,7 @@ def _seal(fingerprint: str, layout: FeatureLayout, num_frames: int, data: Mappin
 
 
 class FeatureFileWriter:
-    """Append rows to a file of features; made by `open_feature_file`.
-
-    Args:
-        stream: An empty file.
-        layout: Its arrays.
-        num_frames: Rows that it will have.
-        fingerprint: What it is made from.
-    """
+    """Append rows to a file of features; made by `open_feature_file`."""
 
     def __init__(
         self, stream: IO[bytes], layout: FeatureLayout, num_frames: int, fingerprint: str
@@ -233,15 +195,7 @@ class FeatureFileWriter:
         self._digests = {name: hashlib.sha256() for name in layout.arrays}
 
     def add(self, rows: Mapping[str, Tensor | NDArray[Any]]) -> None:
-        """Append the rows of the frames that follow.
-
-        Args:
-            rows: Name to `(n, ...)`, for every array of the layout.
-
-        Raises:
-            ValueError: If an array is missing, unknown or of another shape, or there are too many.
-            CacheError: If a value is NaN or infinite, or becomes so in the type of the file.
-        """
+        """Append the rows of the frames that follow."""
         if rows.keys() != self._layout.arrays.keys():
             raise ValueError(
                 f"the rows must hold {', '.join(self._layout.arrays)}; got {', '.join(rows)}."
@@ -285,11 +239,7 @@ class FeatureFileWriter:
         return converted
 
     def finish(self) -> None:
-        """Write the checksum.
-
-        Raises:
-            ValueError: If rows are missing.
-        """
+        """Write the checksum."""
         if self.rows != self.num_frames:
             raise ValueError(f"there are {self.rows} rows for {self.num_frames} frames.")
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
@@ -304,25 +254,12 @@ class FeatureFileWriter:
 def open_feature_file(
     path: Path, layout: FeatureLayout, num_frames: int, fingerprint: str
 ) -> Iterator[FeatureFileWriter]:
-    """Open a file that takes its name when the block succeeds, and vanishes if it does not.
-
-    Args:
-        path: File to write or replace; its folder is made if need be.
-        layout: Its arrays.
-        num_frames: Rows that it will have.
-        fingerprint: What it is made from.
-
-    Yields:
-        The writer.
-
-    Raises:
-        DiskFullError: If the disk is full.
-    """
+    """Open a file that takes its name when the block succeeds, and vanishes if it does not."""
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             remove_abandoned(path)
             with partial.open("wb") as stream:
-                hold(stream)
+                lock_file(stream)
                 writer = FeatureFileWriter(stream, layout, num_frames, fingerprint)
                 yield writer
                 writer.finish()
@@ -334,17 +271,7 @@ def open_feature_file(
 
 # --------------------------------------------------------------------------------------- reading
 def read_header(path: Path) -> dict[str, str]:
-    """Read what a file says about itself; notices a file that was cut.
-
-    Args:
-        path: File of features.
-
-    Returns:
-        `format`, `fingerprint` and `sha256`.
-
-    Raises:
-        CacheError: If there is no such file, or it is cut or something else.
-    """
+    """Read what a file says about itself; notices a file that was cut."""
     if not path.is_file():
         raise CacheError(f"no such file of features: {path}")
     try:
@@ -363,20 +290,7 @@ def read_header(path: Path) -> dict[str, str]:
 def read_features(
     path: Path, layout: FeatureLayout, *, verify: bool, memory_map: bool
 ) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a file.
-
-    Args:
-        path: File of features.
-        layout: What it must hold.
-        verify: Whether to compute its checksum, which reads all of it.
-        memory_map: Whether the arrays stay on disk until they are used.
-
-    Returns:
-        Name to `(t, ...)`.
-
-    Raises:
-        CacheError: If it is missing, cut, altered, or holds something else.
-    """
+    """Read the arrays of a file."""
     metadata = read_header(path)
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -419,12 +333,6 @@ RegionMapper = Callable[..., tuple[Tensor, Tensor]]
 def module_fingerprint(module: nn.Module) -> str:
     """Sum up the weights of a module, so that features are stale as soon as it is trained.
 
-    Args:
-        module: The encoder.
-
-    Returns:
-        sha256 of names, types, shapes and values of its parameters and buffers.
-
     Examples:
         >>> linear = nn.Linear(2, 2)
         >>> before = module_fingerprint(linear)
@@ -456,22 +364,6 @@ def token_rows(
 
     Frames without a face are not encoded: their tokens are zero and `valid` or `region_valid` is
     False. Memory is that of one chunk.
-
-    Args:
-        source: A source whose `path` is a prepared trial.
-        encoder: Images `(b, 3, h, w)` in [0, 1] to patch tokens `(b, p, d)` and their grid.
-        regions: Landmarks, grid and image size to weights `(b, m, p)` and validity `(b, m)`, such
-            as `LandmarkToPatch()`; left out, all tokens are given.
-        frames_per_chunk: Frames at a time.
-        device: Where the encoder is.
-
-    Yields:
-        `patch_tokens` and `valid`, or `regions`, `overall` and `region_valid`: the rows of
-        `FeatureLayout.patches` and `FeatureLayout.regions`.
-
-    Raises:
-        ValueError: If the encoder is in training mode, in which it would be noisy.
-        CacheError: If the file is missing or corrupt.
     """
     check_range("frames_per_chunk", frames_per_chunk, 1)
     if isinstance(encoder, nn.Module) and encoder.training:
@@ -578,17 +470,7 @@ class CacheEstimate:
 
 
 def prepared_sources(files: Mapping[str, str | os.PathLike[str]]) -> list[FeatureSource]:
-    """Describe prepared trials as sources, from their headers alone.
-
-    Args:
-        files: Name to prepared file, as `prepare_dataset` returns them.
-
-    Returns:
-        One source per file, in their order.
-
-    Raises:
-        CacheError: If a file is missing, cut, or no prepared trial.
-    """
+    """Describe prepared trials as sources, from their headers alone."""
     sources = []
     for name, given in files.items():
         path = Path(given)
@@ -607,11 +489,6 @@ class CachedTrials(Mapping[str, Mapping[str, Any]]):
     """Trials with cached features, mapped into memory when they are asked for.
 
     A file is opened, and its checksum computed, the first time, once per process.
-
-    Args:
-        load: Reads a trial.
-        sources: The trials.
-        extra: Name to further arrays with one row per frame.
     """
 
     def __init__(
@@ -649,12 +526,6 @@ class CachedTrials(Mapping[str, Mapping[str, Any]]):
 def size_in_words(number: int) -> str:
     """Write bytes in the unit that leaves three digits at most.
 
-    Args:
-        number: Bytes.
-
-    Returns:
-        Such as `12.3 GB`.
-
     Examples:
         >>> size_in_words(999), size_in_words(1_234_567)
         ('999 B', '1.2 MB')
@@ -686,16 +557,6 @@ def shard_by_length(lengths: Mapping[str, int], world_size: int) -> list[list[st
     The longest goes first, to the rank that has least; the same input gives the same shares on
     every machine.
 
-    Args:
-        lengths: Name to number of frames.
-        world_size: Number of shares.
-
-    Returns:
-        Names of each share, longest first; every name once.
-
-    Raises:
-        ValueError: If `world_size` is below 1.
-
     Examples:
         >>> shard_by_length({"a": 1, "b": 5, "c": 3, "d": 3}, 2)
         [['b', 'a'], ['c', 'd']]
@@ -713,19 +574,7 @@ def shard_by_length(lengths: Mapping[str, int], world_size: int) -> list[list[st
 def run_fill_jobs(
     todo: Sequence[FillJob], encode: Encode, jobs: int
 ) -> Iterator[tuple[str, int, str | None]]:
-    """Write the files.
-
-    Args:
-        todo: What to write, in this order.
-        encode: Yields the rows of a source.
-        jobs: Processes.
-
-    Yields:
-        Name, frames that were done since the last time, and why the trial failed if it did.
-
-    Raises:
-        RuntimeError: If a worker process was killed.
-    """
+    """Write the files."""
     if jobs == 1 or len(todo) <= 1:
         for job in todo:
             done = 0
@@ -1104,7 +953,7 @@ class FeatureCache:
                 "sha256_of_content": digest,
             }
         path = self.folder / _MANIFEST
-        with whole_file(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(
                 json.dumps({"made_by": self._made_by, "files": entries}, indent=1)
             )

@@ -22,7 +22,6 @@ from mmau._checks import check_range
 from mmau._optional import require
 from mmau.data.prepared import (
     TRIAL_FORMAT,
-    CacheError,
     DiskFullError,
     PreparedChunk,
     PreparedTrial,
@@ -31,32 +30,12 @@ from mmau.data.prepared import (
     load_trial,
     open_trial,
     read_about,
-    save_trial,
 )
 from mmau.media.audio import iterate_audio, read_audio
 from mmau.media.errors import MediaError, check_file
 from mmau.media.faces import ALL_FACES, FaceFinder, FaceOptions, FaceRow
 from mmau.media.video import VideoInfo, VideoReader
 from mmau.progress import ProgressCallback
-
-__all__ = [
-    "CacheError",
-    "DiskFullError",
-    "PreparationError",
-    "PreparationJob",
-    "PreparationReport",
-    "PreparedStream",
-    "PreparedTrial",
-    "chunks_by_person",
-    "iterate_prepared",
-    "load_trial",
-    "prepare_dataset",
-    "prepare_file",
-    "prepare_video",
-    "run_jobs",
-    "save_trial",
-    "source_fingerprint",
-]
 
 
 class _Rows:
@@ -99,19 +78,7 @@ def chunks_by_person(
     progress: ProgressCallback | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Generator[dict[int, PreparedChunk], None, None]:
-    """Read a video and yield the rows of everybody who has been seen so far.
-
-    Args:
-        reader: The entered reader.
-        finder: Finds the faces; is started by the caller.
-        frames_per_chunk: Frames at a time.
-        progress: Called after each frame.
-        seconds: Wall time by stage, `"decode"` and `"faces"`, is added to it.
-
-    Yields:
-        Person to chunk; 0 is there from the start, and the only one unless everybody is kept. A
-        person who first comes in a later chunk is missing from the ones before.
-    """
+    """Read a video and yield the rows of every face that has been seen so far."""
     seconds = {} if seconds is None else seconds
     seconds.update({stage: seconds.get(stage, 0.0) for stage in ("decode", "faces")})
     announced = reader.info.num_frames_announced or 0
@@ -132,7 +99,7 @@ def chunks_by_person(
                 ended = True
                 break
             for row in finder.find(frame):
-                key = row.face_id if finder.keeps_everybody else 0
+                key = row.face_id if finder.keeps_all_faces else 0
                 if key not in known:
                     known.add(key)
                     rows[key] = _Rows(first, frames_per_chunk, size)
@@ -151,15 +118,6 @@ class PreparedStream(Iterator[PreparedChunk]):
 
     Made by `iterate_prepared`. It stops its models and closes the file after the last chunk, on
     `close()`, and at the end of a `with` block.
-
-    Args:
-        path: Video file.
-        finder: Finds the faces; closed with the stream.
-        name: Name of the trial.
-        frames_per_chunk: Frames at a time.
-        strict: Whether missing frames are an error.
-        progress: Called as `progress(done, total)` after each frame.
-        num_threads: Decoding threads, 0 for as many as FFmpeg likes.
     """
 
     def __init__(
@@ -273,18 +231,7 @@ def prepare_file(
     num_threads: int = 0,
     name: str | None = None,
 ) -> None:
-    """Prepare one video; each row is written as it comes, so memory does not grow.
-
-    Args:
-        path: Video file.
-        finder: Finds the faces.
-        target: Where the trials go; they take their names when all of them are complete.
-        fingerprint: What they are made from.
-        strict: Whether missing frames are an error.
-        progress: Called as `progress(done, total)` after each frame.
-        num_threads: Decoding threads, 0 for as many as FFmpeg likes.
-        name: Name of the trial, if it is not that of the target.
-    """
+    """Prepare one video; each row is written as it comes, so memory does not grow."""
     with ExitStack() as files:
         writers: dict[int, TrialWriter] = {}
         times: list[float] = []
@@ -367,16 +314,7 @@ def _pool(options: FaceOptions, jobs: int) -> ProcessPoolExecutor:
 def run_jobs(
     todo: Mapping[str, PreparationJob], options: FaceOptions, jobs: int
 ) -> Iterator[tuple[str, str | None]]:
-    """Prepare videos, in this process or in several.
-
-    Args:
-        todo: Name to job.
-        options: What to look for.
-        jobs: Processes.
-
-    Yields:
-        Name and why it failed, or `None`, as they are finished.
-    """
+    """Prepare videos, in this process or in several."""
     if not todo:
         return
     if jobs == 1 or len(todo) == 1:
@@ -621,7 +559,7 @@ def _prepare_into(
         prepare_file(
             Path(path),
             finder,
-            TrialTarget(file.parent, file.stem, everybody=False),
+            TrialTarget(file.parent, file.stem, all_faces=False),
             fingerprint=source_fingerprint(path, name=name, **vars(options)),
             strict=strict,
             progress=progress,
@@ -694,24 +632,7 @@ def source_fingerprint(
     landmark_options: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> str:
-    """Describe everything that a prepared file depends on.
-
-    Args:
-        path: Source video.
-        crop_size: Side of the crops, in pixels.
-        detector: Name of the detector.
-        landmarks: Name of the landmark extractor.
-        face: Which face is followed.
-        detector_options: Options of the detector; of files and folders also size and time count.
-        landmark_options: Options of the landmark extractor, likewise.
-        name: Name of the trial, by which folders of precomputed faces are searched.
-
-    Returns:
-        JSON: format, size and modification time of the source, options, versions of the libraries.
-
-    Raises:
-        MediaError: If there is no such file.
-    """
+    """Describe everything that a prepared file depends on."""
     options = FaceOptions(
         crop_size, detector, landmarks, face, detector_options or {}, landmark_options or {}
     )
@@ -807,8 +728,8 @@ def prepare_dataset(
         detector_options=detector_options or {},
         landmark_options=landmark_options or {},
     ).check(several=True)
-    everybody = options.face == ALL_FACES
-    targets = {name: TrialTarget.of(Path(folder), name, everybody=everybody) for name in videos}
+    all_faces = options.face == ALL_FACES
+    targets = {name: TrialTarget.of(Path(folder), name, all_faces=all_faces) for name in videos}
     todo: dict[str, PreparationJob] = {}
     failures: dict[str, str] = {}
     reused: list[str] = []

@@ -20,25 +20,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from mmau._files import hold, remove_abandoned, whole_file
+from mmau._files import atomic_write, lock_file, remove_abandoned
 from mmau.media.errors import MediaError
-
-__all__ = [
-    "TRIAL_FORMAT",
-    "CacheError",
-    "DiskFullError",
-    "PreparedChunk",
-    "PreparedTrial",
-    "TrialTarget",
-    "TrialWriter",
-    "combined_digest",
-    "is_prepared",
-    "load_trial",
-    "open_trial",
-    "read_about",
-    "save_trial",
-    "trial_columns",
-]
 
 
 @dataclass(frozen=True)
@@ -89,53 +72,27 @@ class TrialTarget:
     """Where all trials lie."""
     name: str
     """Name of the video's trial."""
-    everybody: bool
+    all_faces: bool
     """Whether each person is a trial of its own."""
 
     @classmethod
-    def of(cls, folder: Path, name: str, *, everybody: bool) -> TrialTarget:
-        """Check a name.
-
-        Args:
-            folder: Where all trials lie.
-            name: Name of the video's trial.
-            everybody: Whether each person is a trial of its own.
-
-        Returns:
-            The target.
-
-        Raises:
-            ValueError: If the name leads out of the folder, or could be that of a person.
-        """
+    def of(cls, folder: Path, name: str, *, all_faces: bool) -> TrialTarget:
+        """Check a name."""
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"a trial name must stay inside the folder; got {name!r}.")
-        if everybody and re.search(r"_face\d+$", name):
+        if all_faces and re.search(r"_face\d+$", name):
             raise ValueError(
                 f"with `face='all'` a trial name must not end in _face and a number; got {name!r}."
             )
-        return cls(folder, name, everybody)
+        return cls(folder, name, all_faces)
 
     def file(self, number: int = 0) -> Path:
-        """The trial of the video, or of the person of this number.
-
-        Args:
-            number: Number of the person; of no importance if there is one trial.
-
-        Returns:
-            The path.
-        """
+        """The trial of the video, or of the person of this number."""
         return self.folder / f"{self.trial(number)}{_SUFFIX}"
 
     def trial(self, number: int = 0) -> str:
-        """The name of that trial.
-
-        Args:
-            number: Number of the person.
-
-        Returns:
-            The name.
-        """
-        return f"{self.name}_face{number}" if self.everybody else self.name
+        """The name of that trial."""
+        return f"{self.name}_face{number}" if self.all_faces else self.name
 
     @property
     def _list_of_people(self) -> Path:
@@ -143,26 +100,15 @@ class TrialTarget:
 
     def trials(self) -> dict[str, Path]:
         """Name to file of what is there, once it is done."""
-        if not self.everybody:
+        if not self.all_faces:
             return {self.name: self.file()}
         numbers = json.loads(self._list_of_people.read_text())["faces"]
         return {self.trial(number): self.file(number) for number in numbers}
 
     def is_done(self, fingerprint: str, *, overwrite: bool) -> bool:
-        """Tell whether the trials are there and were made from this source with these options.
-
-        Args:
-            fingerprint: What they must have been made from.
-            overwrite: Whether a stale or corrupt file counts as absent.
-
-        Returns:
-            Whether nothing has to be done.
-
-        Raises:
-            CacheError: If a file is stale or corrupt and not to be replaced.
-        """
+        """Tell whether the trials are there and were made from this source with these options."""
         try:
-            if self.everybody and not self._list_of_people.exists():
+            if self.all_faces and not self._list_of_people.exists():
                 return False
             return all(is_prepared(file, fingerprint) for file in self.trials().values())
         except (CacheError, json.JSONDecodeError, KeyError) as error:
@@ -173,13 +119,9 @@ class TrialTarget:
             raise CacheError(f"{error}; `overwrite=True` replaces it") from error
 
     def finish(self, numbers: list[int]) -> None:
-        """Note who there is, when all files are complete.
-
-        Args:
-            numbers: Numbers of the people.
-        """
-        if self.everybody:
-            with whole_file(self._list_of_people) as partial:
+        """Note who there is, when all files are complete."""
+        if self.all_faces:
+            with atomic_write(self._list_of_people) as partial:
                 partial.write_text(json.dumps({"faces": sorted(numbers)}))
 
 
@@ -213,14 +155,7 @@ class DiskFullError(OSError):
 
 
 def trial_columns(size: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape of a row and type of every column, in the order of the file.
-
-    Args:
-        size: Side of the crops, in pixels.
-
-    Returns:
-        Name to shape and type. Wide types come first after the crops, so that all are aligned.
-    """
+    """Shape of a row and type of every column, in the order of the file."""
     return {
         "crops": ((size, size, 3), np.dtype(np.uint8)),
         "timestamps": ((), np.dtype(np.float64)),
@@ -234,14 +169,7 @@ def trial_columns(size: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 def combined_digest(digests: dict[str, str]) -> str:
-    """One checksum of several, so that each column can be read in its own time.
-
-    Args:
-        digests: Name of a column to the sha256 of its bytes.
-
-    Returns:
-        The sha256 of names and checksums.
-    """
+    """One checksum of several, so that each column can be read in its own time."""
     listed = "".join(f"{name}={digests[name]};" for name in sorted(digests))
     return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -279,12 +207,6 @@ class TrialWriter:
     """Append rows to a prepared trial; memory does not grow with their number.
 
     Made by `open_trial`.
-
-    Args:
-        stream: An empty file.
-        stack: Closes what waits on disk beside it.
-        folder: Where that waits.
-        crop_size: Side of the crops, in pixels.
     """
 
     def __init__(self, stream: IO[bytes], stack: ExitStack, folder: Path, crop_size: int) -> None:
@@ -307,14 +229,7 @@ class TrialWriter:
         return self._columns["timestamps"].rows
 
     def add(self, chunk: PreparedChunk) -> None:
-        """Append the rows of a chunk.
-
-        Args:
-            chunk: The frames that follow those already there.
-
-        Raises:
-            ValueError: If frames are missing in between.
-        """
+        """Append the rows of a chunk."""
         if chunk.first_frame != self.num_frames:
             raise ValueError(
                 f"the next chunk must start at frame {self.num_frames}; got {chunk.first_frame}."
@@ -324,12 +239,7 @@ class TrialWriter:
                 column.add(getattr(chunk, name))
 
     def add_absence(self, timestamps: Sequence[float], *, at_once: int = 256) -> None:
-        """Append frames in which there is no face.
-
-        Args:
-            timestamps: Their times, in seconds.
-            at_once: Rows per write.
-        """
+        """Append frames in which there is no face."""
         size = self._crop_size
         for start in range(0, len(timestamps), at_once):
             times = np.asarray(timestamps[start : start + at_once], dtype=np.float64)
@@ -348,24 +258,11 @@ class TrialWriter:
             )
 
     def add_sound(self, waveform: NDArray[np.float32]) -> None:
-        """Append samples.
-
-        Args:
-            waveform: `(n,)`.
-        """
+        """Append samples."""
         self._columns["waveform"].add(waveform)
 
     def finish(self, *, fingerprint: str, has_sound: bool, about: dict[str, Any]) -> None:
-        """Put the columns one after the other and write the header.
-
-        Args:
-            fingerprint: What the trial was made from.
-            has_sound: Whether there is a waveform, be it empty.
-            about: What else `load_trial` needs, as JSON.
-
-        Raises:
-            ValueError: If names and warnings are too long for the header.
-        """
+        """Put the columns one after the other and write the header."""
         header: dict[str, Any] = {"__metadata__": {}}
         digests = {}
         position = 0
@@ -416,24 +313,13 @@ class TrialWriter:
 
 @contextmanager
 def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
-    """Open a file that takes its name when the block succeeds, and vanishes if it does not.
-
-    Args:
-        path: File to write or replace; its folder is made if need be.
-        crop_size: Side of the crops, in pixels.
-
-    Yields:
-        The writer; `finish` must be called.
-
-    Raises:
-        DiskFullError: If the disk is full.
-    """
+    """Open a file that takes its name when the block succeeds, and vanishes if it does not."""
     try:
         with ExitStack() as stack:
-            partial = stack.enter_context(whole_file(path))
+            partial = stack.enter_context(atomic_write(path))
             remove_abandoned(path)
             stream = stack.enter_context(partial.open("wb"))
-            hold(stream)
+            lock_file(stream)
             yield TrialWriter(stream, stack, path.parent, crop_size)
     except OSError as error:
         if isinstance(error, DiskFullError) or error.errno not in _FULL:
@@ -645,16 +531,6 @@ def load_trial(
 def is_prepared(path: str | os.PathLike[str], fingerprint: str) -> bool:
     """Tell whether a file is there and was made from this source with these options.
 
-    Args:
-        path: File written by `save_trial`.
-        fingerprint: What it must have been made from.
-
-    Returns:
-        False if there is no such file.
-
-    Raises:
-        CacheError: If there is one, but cut, of another version, or stale.
-
     Examples:
         >>> is_prepared("prepared/nobody.safetensors", "")
         False
@@ -667,18 +543,7 @@ def is_prepared(path: str | os.PathLike[str], fingerprint: str) -> bool:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a prepared file says besides the arrays, without them.
-
-    Args:
-        path: File written by `save_trial` or `prepare_dataset`.
-
-    Returns:
-        `name`, `audio_start`, `num_frames_announced`, `warnings` and, from `prepare_dataset`,
-        `incomplete`: whether frames are missing or damaged.
-
-    Raises:
-        CacheError: If the file is missing, cut, or of another version.
-    """
+    """Read what a prepared file says besides the arrays, without them."""
     about: dict[str, Any] = json.loads(_read_metadata(Path(path))["trial"])
     return about
 

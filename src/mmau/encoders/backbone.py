@@ -14,20 +14,7 @@ from mmau._checks import check_range, did_you_mean
 from mmau.encoders.protocols import PretrainedSource
 from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
 
-__all__ = [
-    "AdaptedBackbone",
-    "BottleneckAdapter",
-    "LayerMix",
-    "WeightsNotFoundError",
-    "check_config_keys",
-    "count_parameters",
-    "freeze",
-    "inject_lora",
-    "load_backbone",
-    "load_config",
-    "model_class_named",
-    "own_names",
-]
+__all__ = ["BottleneckAdapter", "LayerMix", "count_parameters", "freeze", "inject_lora"]
 
 
 class WeightsNotFoundError(FileNotFoundError):
@@ -50,17 +37,7 @@ def _explain(name: str, error: Exception) -> Exception:
 
 
 def model_class_named(name: str) -> Any:
-    """Return a model class of transformers.
-
-    Args:
-        name: Its name, such as `"CLIPVisionModel"`.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
+    """Return a model class of transformers."""
     import transformers
 
     with hide_broken_torchaudio():
@@ -74,20 +51,7 @@ def model_class_named(name: str) -> Any:
 def load_config(
     name: str, *, revision: str | None, model_types: Iterable[str] | None = None
 ) -> Any:
-    """Load a configuration and check that it is of the expected family.
-
-    Args:
-        name: Name on the hub, or a local folder.
-        revision: Branch, tag or commit.
-        model_types: Accepted `model_type` values; any if left out.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        WeightsNotFoundError: If it cannot be had.
-        ValueError: If it belongs to another kind of model.
-    """
+    """Load a configuration and check that it is of the expected family."""
     from transformers import AutoConfig
 
     try:
@@ -112,24 +76,7 @@ def load_backbone(
     optional: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Load a model and refuse weights that do not fill it.
-
-    Args:
-        model_class: Class of transformers.
-        name: Name on the hub, or a local folder.
-        config: Its configuration, with our changes.
-        revision: Branch, tag or commit.
-        optional: Endings of parameter names that may be absent.
-        options: Further arguments of the model's constructor.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        WeightsNotFoundError: If the weights cannot be had.
-        ValueError: If some weights are absent or have another shape; transformers would only warn
-            and leave them random.
-    """
+    """Load a model and refuse weights that do not fill it."""
     try:
         with hide_broken_torchaudio():
             model, report = model_class.from_pretrained(
@@ -151,15 +98,7 @@ def load_backbone(
 
 
 def check_config_keys(config: Mapping[str, Any], *classes: Any) -> None:
-    """Refuse a misspelt key, which transformers would store and ignore.
-
-    Args:
-        config: Keys and values.
-        *classes: Configuration classes whose fields are accepted.
-
-    Raises:
-        TypeError: If a key is a field of none.
-    """
+    """Refuse a misspelt key, which transformers would store and ignore."""
     known = sorted(
         {key for c in classes for key in c.__dataclass_fields__ if not key.startswith("_")}
     )
@@ -171,15 +110,7 @@ def check_config_keys(config: Mapping[str, Any], *classes: Any) -> None:
 
 
 def own_names(backbone: nn.Module, keep: Callable[[str], bool] = bool) -> dict[str, Tensor]:
-    """Name the live tensors of a backbone without the traces that LoRA leaves in its names.
-
-    Args:
-        backbone: A model, with or without LoRA.
-        keep: Which names to keep; all by default.
-
-    Returns:
-        `backbone.<name>` to tensor.
-    """
+    """Name the live tensors of a backbone without the traces that LoRA leaves in its names."""
     return {
         f"backbone.{name.replace('.base_layer.', '.')}": tensor
         for name, tensor in backbone.state_dict(keep_vars=True).items()
@@ -392,18 +323,7 @@ _Encoder = TypeVar("_Encoder", bound="AdaptedBackbone")
 
 
 class AdaptedBackbone(nn.Module):
-    """A backbone that is frozen or not, with LoRA pairs in it or not.
-
-    Args:
-        backbone: Model of transformers; changed in place.
-        freeze_backbone: Whether its weights are left as they are; needed with LoRA.
-        lora_rank: Rank of the LoRA pairs that will be put in; `None` for none.
-        source: Where the backbone's weights can be had again, if anywhere.
-        without_effect: Endings of the names of parameters that cannot learn, and stay frozen.
-
-    Raises:
-        ValueError: If LoRA is asked for next to a trainable backbone.
-    """
+    """A backbone that is frozen or not, with LoRA pairs in it or not."""
 
     def __init__(
         self,
@@ -432,26 +352,14 @@ class AdaptedBackbone(nn.Module):
                     parameter.requires_grad_(False)
 
     def train(self: _Encoder, mode: bool = True) -> _Encoder:
-        """Switch training mode; a frozen backbone stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The encoder itself.
-        """
+        """Switch training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
         return self
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors that a checkpoint needs, under names of our own.
-
-        Returns:
-            LoRA pairs and whatever else was added, and the backbone unless it is frozen and can be
-            fetched again.
-        """
+        """Return the live tensors that a checkpoint needs, under names of our own."""
         tensors = {
             name: tensor
             for name, tensor in self.state_dict(keep_vars=True).items()
@@ -464,10 +372,6 @@ class AdaptedBackbone(nn.Module):
         return tensors
 
     def described(self) -> str:
-        """Say where the weights come from and whether they are frozen.
-
-        Returns:
-            For `extra_repr`.
-        """
+        """Say where the weights come from and whether they are frozen."""
         source = self.source.name if self.source else "random weights"
         return f"{source}, freeze_backbone={self.freeze_backbone}"

@@ -14,14 +14,6 @@ from mmau._checks import check_choice, check_range, check_shapes
 from mmau.encoders.protocols import AudioFeatures
 from mmau.encoders.torchaudio_backend import power_spectrum, torchaudio_filterbank
 
-__all__ = [
-    "ChunkSpan",
-    "Framing",
-    "LogMelEncoder",
-    "check_waveform",
-    "mel_filterbank",
-]
-
 
 class ChunkSpan(NamedTuple):
     """One chunk of a long waveform."""
@@ -46,13 +38,6 @@ class Framing:
 
     unless `stamp` says otherwise.
 
-    Args:
-        window: Samples seen by one feature.
-        hop: Samples from one feature to the next.
-        sample_rate: Samples per second.
-        start: First sample of the first window; negative where silence is put in front.
-        stamp: Samples from the start of a window to its time; the centre if `None`.
-
     Examples:
         >>> wavlm = Framing.from_convolutions((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
         >>> wavlm.window, wavlm.hop, wavlm.count(16000)
@@ -69,16 +54,7 @@ class Framing:
     def from_convolutions(
         cls, kernels: Sequence[int], strides: Sequence[int], *, sample_rate: int = 16000
     ) -> Framing:
-        """Compose unpadded convolutions.
-
-        Args:
-            kernels: Kernel sizes, first layer first.
-            strides: Strides.
-            sample_rate: Samples per second.
-
-        Returns:
-            The framing of the last layer's output.
-        """
+        """Compose unpadded convolutions."""
         window, hop = 1, 1
         for kernel, stride in zip(kernels, strides, strict=True):
             window += (kernel - 1) * hop
@@ -86,40 +62,17 @@ class Framing:
         return cls(window, hop, sample_rate)
 
     def count(self, num_samples: int) -> int:
-        """Count the windows that end inside a waveform.
-
-        Args:
-            num_samples: Its length.
-
-        Returns:
-            Number of features; 0 if it is shorter than one window.
-        """
+        """Count the windows that end inside a waveform."""
         return max(0, (num_samples - self.start - self.window) // self.hop + 1)
 
     def times(self, num_features: int, device: torch.device | None = None) -> Tensor:
-        """Return the time of each feature.
-
-        Args:
-            num_features: How many.
-            device: Where.
-
-        Returns:
-            `(s,)` float64, in seconds after the first sample.
-        """
+        """Return the time of each feature."""
         offset = self.start + ((self.window - 1) / 2 if self.stamp is None else self.stamp)
         steps = torch.arange(num_features, dtype=torch.float64, device=device)
         return (steps * self.hop + offset) / self.sample_rate
 
     def label(self, features: Tensor, lengths: Tensor) -> AudioFeatures:
-        """Add times and mask to features.
-
-        Args:
-            features: `(b, s, a)`.
-            lengths: `(b,)`, number of real samples of each.
-
-        Returns:
-            The features, zero where the window is not inside the real samples.
-        """
+        """Add times and mask to features."""
         batch, num_features = features.shape[:2]
         counts = (lengths - self.start - self.window).div(self.hop, rounding_mode="floor") + 1
         steps = torch.arange(num_features, device=features.device)
@@ -128,16 +81,7 @@ class Framing:
         return AudioFeatures(features.masked_fill(~mask[..., None], 0.0), times, mask)
 
     def chunks(self, num_samples: int, chunk: int, margin: int) -> Iterator[ChunkSpan]:
-        """Cut a waveform into overlapping chunks whose inner parts tile its features.
-
-        Args:
-            num_samples: Length of the waveform.
-            chunk: Features that are encoded at once.
-            margin: Features that are thrown away where a chunk has a neighbour.
-
-        Yields:
-            Spans in order; their kept features, joined, are all features once.
-        """
+        """Cut a waveform into overlapping chunks whose inner parts tile its features."""
         total = self.count(num_samples)
         done = 0
         while done < total:
@@ -158,19 +102,7 @@ class Framing:
 
 
 def check_waveform(waveform: Tensor, lengths: Tensor | None) -> Tensor:
-    """Check samples and lengths.
-
-    Args:
-        waveform: `(b, n)`.
-        lengths: `(b,)`, or `None` for all of `n`.
-
-    Returns:
-        `(b,)` int64, number of real samples of each.
-
-    Raises:
-        TypeError: If the samples are not floating point.
-        ValueError: If a real sample is NaN or infinite, or a length is out of range.
-    """
+    """Check samples and lengths."""
     if not waveform.is_floating_point():
         raise TypeError(f"`waveform` must be float in [-1, 1]; got {waveform.dtype}.")
     batch, num_samples = waveform.shape
@@ -200,16 +132,6 @@ def mel_filterbank(
     num_mels: int, num_bins: int, sample_rate: int, low: float, high: float
 ) -> Tensor:
     """Return triangular filters that are equally spaced on the mel scale.
-
-    Args:
-        num_mels: Number of filters.
-        num_bins: Number of frequency bins from 0 Hz to half the sample rate.
-        sample_rate: Samples per second.
-        low: Lower edge of the first filter, in Hz.
-        high: Upper edge of the last filter, in Hz.
-
-    Returns:
-        `(num_bins, num_mels)` float32, each filter's peak at most 1.
 
     References:
         O'Shaughnessy's formula, `2595 log10(1 + f / 700)`.

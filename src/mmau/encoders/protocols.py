@@ -7,15 +7,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = [
-    "AudioEncoder",
-    "AudioFeatures",
-    "PretrainedSource",
-    "SelectiveSaving",
-    "VisualEncoder",
-    "VisualFeatures",
-]
-
 
 class VisualFeatures(NamedTuple):
     """What a visual encoder returns."""

@@ -24,21 +24,6 @@ from mmau.encoders.log_mel import Framing, check_waveform
 from mmau.encoders.protocols import AudioFeatures, PretrainedSource
 from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
 
-__all__ = [
-    "QUIET",
-    "WAVLM_ARCHITECTURES",
-    "WHISPER_ARCHITECTURES",
-    "HuggingFaceSpeechEncoder",
-    "LoraPlace",
-    "WavLMEncoder",
-    "WhisperEncoder",
-    "hf_speech",
-    "tiny_wavlm",
-    "wavlm",
-    "whisper",
-]
-
-
 _ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "feed_forward": {"intermediate": ("intermediate_dense",), "output": ("output_dense",)},
     "attention": {"query": ("q_proj",), "value": ("v_proj",)},
@@ -216,30 +201,7 @@ def hf_speech(
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> HuggingFaceSpeechEncoder:
-    """Load the published weights of any wav2vec-like model and freeze them.
-
-    Args:
-        name: Name on the hub such as `"facebook/hubert-large-ll60k"`, or a local folder.
-        model_class: Class of transformers.
-        d_bottleneck: Inner width of the adapters; `None` for no adapters.
-        lora_rank: Rank of LoRA pairs; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_place: Which linear layers get them.
-        mix_layers: Whether the output is a learned mix of all layers, or the last one.
-        normalize_waveform: Whether each waveform is normalised first; `None` decides by the model.
-        normalize_layers: Whether the layers are normalised before they are mixed.
-        max_chunk: Longest stretch that is encoded at once, in seconds.
-        chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
-        attention: Attention implementation of transformers.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        WeightsNotFoundError: If the weights are not here and cannot be fetched.
-        ValueError: If transformers has no such class, the weights do not fill it, or it is a WavLM.
-    """
+    """Load the published weights of any wav2vec-like model and freeze them."""
     kind = model_class_named(model_class)
     config = load_config(name, revision=revision)
     if config.model_type == "wavlm":
@@ -476,29 +438,7 @@ def wavlm(
     chunk_margin: float = 2.0,
     revision: str | None = None,
 ) -> WavLMEncoder:
-    """Build a published WavLM, frozen, with a light adapter.
-
-    Args:
-        name: Name on the hub, or a local folder.
-        pretrained: Whether to load the weights; without, the architecture of that name is filled
-            with random numbers, for tests, planning and timing.
-        d_bottleneck: Inner width of the adapters; `None` for no adapters.
-        lora_rank: Rank of LoRA pairs; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_place: Which linear layers get them.
-        mix_layers: Whether the output is a learned mix of all layers, or the last one.
-        attention: That of transformers, or the same through torch's fused kernel.
-        normalize_layers: Whether the layers are normalised before they are mixed.
-        max_chunk: Longest stretch that is encoded at once, in seconds.
-        chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If `pretrained` is off and the name is none of `WAVLM_ARCHITECTURES`.
-    """
+    """Build a published WavLM, frozen, with a light adapter."""
     if pretrained:
         return WavLMEncoder.from_pretrained(
             name,
@@ -543,19 +483,6 @@ def tiny_wavlm(
     """Build the same class small enough to train from scratch on a CPU.
 
     The seven convolutions keep their kernels and strides, so the features have WavLM's own times.
-
-    Args:
-        hidden_size: Width of the features.
-        num_layers: Number of Transformer layers.
-        num_heads: Attention heads.
-        conv_dim: Channels of the convolutions.
-        freeze: Whether the random weights are frozen; by default all of them learn.
-        d_bottleneck: Inner width of the adapters; `None` for no adapters.
-        max_chunk: Longest stretch that is encoded at once, in seconds.
-        chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
-
-    Returns:
-        The encoder.
     """
     return WavLMEncoder.from_config(
         {
@@ -862,24 +789,7 @@ def whisper(
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> WhisperEncoder:
-    """Build the encoder of a published Whisper, frozen.
-
-    Args:
-        name: Name on the hub, or a local folder. The paper does not say which one it took.
-        pretrained: Whether to load the weights; without, the architecture of that name is filled
-            with random numbers, for tests, planning and timing.
-        lora_rank: Rank of the LoRA update; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
-        attention: Attention implementation of transformers.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If `pretrained` is off and the name is none of `WHISPER_ARCHITECTURES`.
-    """
+    """Build the encoder of a published Whisper, frozen."""
     if pretrained:
         return WhisperEncoder.from_pretrained(
             name,

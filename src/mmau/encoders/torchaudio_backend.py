@@ -20,16 +20,6 @@ from torch import Tensor
 from mmau._checks import check_range
 from mmau.registry import MissingDependencyError
 
-__all__ = [
-    "TorchaudioStatus",
-    "hide_broken_torchaudio",
-    "power_spectrum",
-    "require_torchaudio",
-    "resample_waveform",
-    "torchaudio_filterbank",
-    "torchaudio_status",
-]
-
 
 @dataclass(frozen=True)
 class TorchaudioStatus:
@@ -45,9 +35,6 @@ class TorchaudioStatus:
 
 def torchaudio_status() -> TorchaudioStatus:
     """Try to load torchaudio.
-
-    Returns:
-        What `mmau doctor` says about it.
 
     Examples:
         >>> status = torchaudio_status()
@@ -78,17 +65,7 @@ def _what_failed(error: BaseException) -> str:
 
 
 def require_torchaudio(purpose: str) -> Any:
-    """Import torchaudio, or say why that is not possible.
-
-    Args:
-        purpose: What needs it, as the subject of the sentence: `"resampling"`.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingDependencyError: If it is not installed, or does not load.
-    """
+    """Import torchaudio, or say why that is not possible."""
     status = torchaudio_status()
     if status.loads:
         return importlib.import_module("torchaudio")
@@ -105,9 +82,6 @@ def hide_broken_torchaudio() -> Iterator[None]:
 
     transformers looks whether it is installed and then imports it, so that one that was built for
     another torch would break encoders which have nothing to do with it.
-
-    Yields:
-        Nothing; inside the block `import torchaudio` finds no module, if it would fail anyway.
     """
     if torchaudio_status().loads:
         yield
@@ -130,20 +104,6 @@ def resample_waveform(
     waveform: Tensor, source_rate: int, target_rate: int, *, lowpass_filter_width: int = 64
 ) -> Tensor:
     """Change the sample rate of sound that is already in memory.
-
-    Args:
-        waveform: `(..., n)`, float.
-        source_rate: Samples per second of `waveform`.
-        target_rate: Samples per second of the result.
-        lowpass_filter_width: Zero crossings of the filter on each side. torchaudio's default, 6, is
-            soft: of a tone at 9 kHz 14 % remain as an alias when 44.1 kHz become 16 kHz.
-
-    Returns:
-        `(..., ceil(n * target_rate / source_rate))`; `waveform` itself if the rates are equal.
-
-    Raises:
-        MissingDependencyError: If torchaudio is not installed, or does not load.
-        ValueError: If a number is out of range, or `waveform` is not of floats.
 
     Examples:
         >>> resample_waveform(torch.ones(2, 100), 16000, 16000).shape
@@ -168,18 +128,7 @@ def resample_waveform(
 def torchaudio_filterbank(
     num_mels: int, num_bins: int, sample_rate: int, low: float, high: float
 ) -> Tensor:
-    """Return torchaudio's triangular filters on the same mel scale as `mel_filterbank`.
-
-    Args:
-        num_mels: Number of filters.
-        num_bins: Number of frequency bins from 0 Hz to half the sample rate.
-        sample_rate: Samples per second.
-        low: Lower edge of the first filter, in Hz.
-        high: Upper edge of the last filter, in Hz.
-
-    Returns:
-        `(num_bins, num_mels)` float32.
-    """
+    """Return torchaudio's triangular filters on the same mel scale as `mel_filterbank`."""
     torchaudio = require_torchaudio("LogMelEncoder(backend='torchaudio')")
     filters: Tensor = torchaudio.functional.melscale_fbanks(
         num_bins, low, high, num_mels, sample_rate, norm=None, mel_scale="htk"
@@ -188,16 +137,7 @@ def torchaudio_filterbank(
 
 
 def power_spectrum(waveform: Tensor, taper: Tensor, hop: int) -> Tensor:
-    """Return torchaudio's spectrogram of windows that lie inside a waveform.
-
-    Args:
-        waveform: `(b, n)`.
-        taper: `(w,)`, the window function.
-        hop: Samples from one window to the next.
-
-    Returns:
-        `(b, s, w // 2 + 1)`, squared magnitudes.
-    """
+    """Return torchaudio's spectrogram of windows that lie inside a waveform."""
     torchaudio = require_torchaudio("LogMelEncoder(backend='torchaudio')")
     size = len(taper)
     spectrum: Tensor = torchaudio.functional.spectrogram(

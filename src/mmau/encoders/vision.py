@@ -21,19 +21,6 @@ from mmau.encoders.backbone import (
 from mmau.encoders.protocols import PretrainedSource, VisualFeatures
 from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
 
-__all__ = [
-    "DINOV2_ARCHITECTURES",
-    "VIT_ARCHITECTURES",
-    "DINOv2Encoder",
-    "HuggingFaceVisualEncoder",
-    "ViTEncoder",
-    "dinov2",
-    "hf_vision",
-    "tiny_dinov2",
-    "vit",
-]
-
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -184,28 +171,7 @@ def hf_vision(
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> HuggingFaceVisualEncoder:
-    """Load the published weights of any vision transformer.
-
-    Args:
-        name: Name on the hub such as `"facebook/dinov3-vitl16-pretrain-lvd1689m"`, or a folder.
-        model_class: Class of transformers; `"CLIPVisionModel"` takes the vision half of a CLIP.
-        lora_rank: Rank of the LoRA update of queries and values; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_layers: Adapt only the last so many layers.
-        freeze_backbone: Whether the pretrained weights are left as they are.
-        normalize: How crops are normalised.
-        mean: Mean of red, green and blue that the weights were trained with.
-        std: Deviation of red, green and blue.
-        attention: Attention implementation of transformers.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        WeightsNotFoundError: If the weights are not here and cannot be fetched.
-        ValueError: If transformers has no such class, or the weights do not fill it.
-    """
+    """Load the published weights of any vision transformer."""
     kind = model_class_named(model_class)
     config = load_config(name, revision=revision)
     # A checkpoint of several towers keeps the sizes of each in a config of its own.
@@ -390,25 +356,7 @@ def dinov2(
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> DINOv2Encoder:
-    """Build a published DINOv2, frozen, with LoRA on query and value.
-
-    Args:
-        name: Name on the hub, or a local folder.
-        pretrained: Whether to load the weights; without, the architecture of that name is filled
-            with random numbers, for tests, planning and timing.
-        lora_rank: Rank of the LoRA update; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_layers: Adapt only the last so many layers.
-        normalize: How crops are normalised.
-        attention: Attention implementation of transformers.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If `pretrained` is off and the name is none of `DINOV2_ARCHITECTURES`.
-    """
+    """Build a published DINOv2, frozen, with LoRA on query and value."""
     if pretrained:
         return DINOv2Encoder.from_pretrained(
             name,
@@ -442,22 +390,7 @@ def tiny_dinov2(
     normalize: Literal["pretrained", "per_image"] = "per_image",
     lora_rank: int | None = None,
 ) -> DINOv2Encoder:
-    """Build the same class small enough to train from scratch on a CPU.
-
-    Args:
-        hidden_size: Width of the tokens.
-        num_layers: Number of Transformer layers.
-        num_heads: Attention heads.
-        patch_size: Side of a patch in pixels.
-        image_size: Side of the crop in pixels that the position embeddings are made for.
-        mlp_ratio: Hidden width of the feed-forward over `hidden_size`.
-        num_register_tokens: Register tokens, which are dropped from the output.
-        normalize: How crops are normalised.
-        lora_rank: `None`: everything is trainable. A rank: frozen random weights beside LoRA.
-
-    Returns:
-        The encoder.
-    """
+    """Build the same class small enough to train from scratch on a CPU."""
     return DINOv2Encoder.from_config(
         {
             "hidden_size": hidden_size,
@@ -619,26 +552,7 @@ def vit(
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
     revision: str | None = None,
 ) -> ViTEncoder:
-    """Build a published ViT.
-
-    Args:
-        name: Name on the hub, or a local folder.
-        pretrained: Whether to load the weights; without, the architecture of that name is filled
-            with random numbers, for tests, planning and timing.
-        lora_rank: Rank of the LoRA update; `None` for none.
-        lora_alpha: The update is scaled by `lora_alpha / lora_rank`.
-        lora_layers: Adapt only the last so many layers.
-        freeze_backbone: Whether the weights are left as they are.
-        normalize: How crops are normalised.
-        attention: Attention implementation of transformers.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If `pretrained` is off and the name is none of `VIT_ARCHITECTURES`.
-    """
+    """Build a published ViT."""
     if pretrained:
         return ViTEncoder.from_pretrained(
             name,

@@ -13,13 +13,6 @@ from torch import Tensor
 from mmau._checks import check_range
 from mmau.evaluation.counts import AUCounts, f1_of_counts
 
-__all__ = [
-    "Interval",
-    "bootstrap_by_video",
-    "bootstrap_per_au_by_video",
-    "paired_bootstrap_by_video",
-]
-
 CountsPerVideo: TypeAlias = "Sequence[AUCounts] | Mapping[str, AUCounts]"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmau._checks import check_choice, check_range, check_shapes, did_you_mean
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
 from mmau.evaluation.smoothing import (
     SMOOTHING_KINDS,
@@ -23,14 +23,6 @@ from mmau.evaluation.smoothing import (
     check_widths,
     smooth,
 )
-
-__all__ = [
-    "Calibrated",
-    "Calibration",
-    "PosteriorOption",
-    "read_record",
-    "write_record",
-]
 
 PosteriorOption: TypeAlias = "bool | float | tuple[float, ...]"
 """A value of `Calibration.posterior_options`."""
@@ -327,14 +319,9 @@ KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 
 
 def write_record(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write as JSON; the file is complete or absent.
-
-    Args:
-        path: File to write; an older one is replaced.
-        content: A value for each key of the newest format.
-    """
+    """Write as JSON; the file is complete or absent."""
     text = json.dumps({"format": FORMAT, **content}, indent=2, allow_nan=False) + "\n"
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

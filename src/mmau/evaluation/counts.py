@@ -13,17 +13,6 @@ from torch import Tensor
 
 from mmau.action_units import AU_NAMES
 
-__all__ = [
-    "AUCounts",
-    "ArrayLike",
-    "TrivialFloors",
-    "check_names",
-    "f1_of_counts",
-    "scores_and_labels",
-    "sum_over_processes",
-    "trivial_floors",
-]
-
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 """A tensor or a numpy array."""
 
@@ -67,20 +56,7 @@ def scores_and_labels(
 def sum_over_processes(
     counts: Tensor, au_names: tuple[str, ...], group: dist.ProcessGroup | None
 ) -> Tensor:
-    """Add up int64 counts over all processes; a copy where there is only this one.
-
-    Args:
-        counts: Any shape, int64, on the CPU.
-        au_names: Names of the Action Units, which must be the same everywhere.
-        group: Process group; the default one if `None`.
-
-    Returns:
-        The sum, on the CPU, the same in every process.
-
-    Raises:
-        ValueError: In every process, if they count different Action Units or shapes. Otherwise the
-            sum would mix them up, or the processes would wait for each other for ever.
-    """
+    """Add up int64 counts over all processes; a copy where there is only this one."""
     if not (dist.is_available() and dist.is_initialized()):
         return counts.clone()
     mine = (au_names, tuple(counts.shape))

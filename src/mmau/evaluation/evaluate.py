@@ -45,14 +45,6 @@ from mmau.evaluation.smoothing import (
 from mmau.evaluation.thresholds import SHRINKAGE, cross_fitted_predictions, fit_thresholds
 from mmau.functional import asymmetric_posterior
 
-__all__ = [
-    "Comparison",
-    "compare_reports",
-    "compare_trials",
-    "evaluate_trials",
-    "fit_calibration",
-]
-
 
 def fit_calibration(
     trials: Sequence[ScoredTrial],

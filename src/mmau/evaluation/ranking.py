@@ -21,15 +21,6 @@ from mmau.evaluation.counts import (
     sum_over_processes,
 )
 
-__all__ = [
-    "PrecisionRecallCurve",
-    "ReliabilityCurve",
-    "ScoreHistogram",
-    "average_precision",
-    "calibration_error",
-    "reliability_curve",
-]
-
 
 def average_precision(prob: ArrayLike, target: ArrayLike) -> Tensor:
     r"""Score the ranking of each Action Unit, whatever the thresholds.

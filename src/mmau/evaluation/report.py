@@ -14,23 +14,6 @@ from mmau._checks import check_mask, check_shapes
 from mmau.evaluation.bootstrap import Interval
 from mmau.evaluation.counts import AUCounts, TrivialFloors
 
-__all__ = [
-    "POSTERIOR",
-    "RAW",
-    "SMOOTHED",
-    "SUBSETS",
-    "THRESHOLDS",
-    "EvaluationReport",
-    "Posterior",
-    "ReportRow",
-    "ScoredTrial",
-    "Subset",
-    "TrialSet",
-    "interval_as_dict",
-    "plain",
-    "show_interval",
-]
-
 Posterior: TypeAlias = Callable[[Tensor], Tensor]
 """From logits `(t, c)` to the probability that they mean, such as `loss.posterior`."""
 
@@ -117,15 +100,7 @@ class ScoredTrial:
 
 
 class TrialSet:
-    """Trials that are scored together, checked against each other.
-
-    Args:
-        trials: At least one.
-        au_names: Names of the columns.
-
-    Raises:
-        ValueError: If there is no trial, two share a name, or one has another number of columns.
-    """
+    """Trials that are scored together, checked against each other."""
 
     def __init__(self, trials: Sequence[ScoredTrial], au_names: Sequence[str]) -> None:
         self.trials = {trial.name: trial for trial in trials}

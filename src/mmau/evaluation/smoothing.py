@@ -21,23 +21,6 @@ from mmau.evaluation.thresholds import (
     shrink_thresholds,
 )
 
-__all__ = [
-    "SMOOTHING_KINDS",
-    "TIME_UNITS",
-    "WIDTHS",
-    "CrossFittedSmoothing",
-    "ExponentialSmoother",
-    "FilledGaps",
-    "SmoothingKind",
-    "TimeUnit",
-    "check_widths",
-    "choose_widths",
-    "cross_fitted_smoothing",
-    "ensemble",
-    "fill_gaps",
-    "smooth",
-]
-
 SmoothingKind: TypeAlias = Literal["mean", "median", "exponential"]
 TimeUnit: TypeAlias = Literal["seconds", "frames"]
 SMOOTHING_KINDS: tuple[SmoothingKind, ...] = ("mean", "median", "exponential")

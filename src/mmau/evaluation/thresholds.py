@@ -10,17 +10,6 @@ from torch import Tensor
 
 from mmau._checks import check_range, check_shapes
 
-__all__ = [
-    "SHRINKAGE",
-    "best_thresholds",
-    "cross_fitted_predictions",
-    "cross_fitted_thresholds",
-    "deal_folds",
-    "fit_thresholds",
-    "num_positive_groups",
-    "shrink_thresholds",
-]
-
 SHRINKAGE = 2.0
 """How many videos the default threshold is worth, unless something else is said."""
 
@@ -190,15 +179,7 @@ def fit_thresholds(
 def num_positive_groups(
     targets: Mapping[str, Tensor], groups: Mapping[str, str] | None = None
 ) -> Tensor:
-    """Count the groups of videos in which each Action Unit is labelled 1 at least once.
-
-    Args:
-        targets: Video (trial) name to `(t, c)` labels.
-        groups: Name to what counts as one video. Each name is its own group if left out.
-
-    Returns:
-        `(c)`, int64.
-    """
+    """Count the groups of videos in which each Action Unit is labelled 1 at least once."""
     occurs: dict[str, Tensor] = {}
     for name, target in targets.items():
         group = name if groups is None else groups[name]
@@ -215,21 +196,7 @@ def deal_folds(
     num_folds: int,
     seed: int,
 ) -> dict[str, int]:
-    """Deal groups of videos into folds, by name, so that the order of a mapping does not matter.
-
-    Args:
-        names: Names of the videos.
-        others: Names that must be the same, of the labels.
-        groups: Name to what must stay together; each name by itself if left out.
-        num_folds: Number of folds, at least 2; with fewer groups, one fold per group.
-        seed: Start of the dealing.
-
-    Returns:
-        Name to fold, from 0, in the order of `names`.
-
-    Raises:
-        ValueError: If the names differ, a group is missing or there are fewer than two groups.
-    """
+    """Deal groups of videos into folds, by name, so that the order of a mapping does not matter."""
     if num_folds < 2:
         raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
     different = sorted(set(names) ^ set(others))

@@ -12,30 +12,6 @@ from torch import Tensor
 
 from mmau._checks import check_choice, check_range, check_shapes
 
-__all__ = [
-    "Labels",
-    "PerClass",
-    "PieceWorker",
-    "Reduction",
-    "Terms",
-    "asymmetric_engine",
-    "asymmetric_loss",
-    "asymmetric_posterior",
-    "check_floating",
-    "check_pair",
-    "check_reduction",
-    "checked_terms",
-    "differentiable_entries",
-    "entries_and_slope",
-    "focal_loss",
-    "focal_posterior",
-    "logits_from_asymmetric_posterior",
-    "logits_from_focal_posterior",
-    "masked_bce_loss",
-    "per_class",
-    "to_compute_dtype",
-]
-
 PerClass: TypeAlias = float | Sequence[float] | Tensor
 """One number for all Action Units, or one per Action Unit, `(c)`."""
 
@@ -312,13 +288,7 @@ def differentiable_entries(x: Tensor, y: Tensor, terms: Terms) -> Tensor:
 
 
 class PieceWorker:
-    """Holds the buffers, and works on one piece after the other.
-
-    Args:
-        terms: The options; those per Action Unit repeated over the rows of a piece.
-        size: Entries of the longest piece.
-        dtype: float32 or float64.
-    """
+    """Holds the buffers, and works on one piece after the other."""
 
     def __init__(self, terms: Terms, size: int, dtype: torch.dtype) -> None:
         self.terms = terms
@@ -340,19 +310,7 @@ class PieceWorker:
         entries_out: Tensor | None,
         slope_out: Tensor | None,
     ) -> tuple[float, float] | None:
-        """Return the sum of the losses and the number of labels, or `None` for the general form.
-
-        Args:
-            logits: `(i)`, a piece of the logits.
-            target: `(i)`, hard labels.
-            labels: How the target is read.
-            entries_out: `(i)`, filled with the loss of each entry.
-            slope_out: `(i)`, filled with the derivative of each entry by its logit.
-
-        Returns:
-            Sum and count; or `None`, before anything is written, if a logit is NaN or so far on the
-            wrong side that a sigmoid underflows, or if the target holds anything but 0, 1 and -1.
-        """
+        """Return the sum of the losses and the number of labels, or `None` for the general form."""
         size = len(logits)
         no, given, away, e, k, e_m, u, focus, rho, spare = (b[:size] for b in self.buffers)
         complete = self._read(target, labels, no, given, spare)

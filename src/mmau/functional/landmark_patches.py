@@ -12,16 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
 
-__all__ = [
-    "PATCH_MODES",
-    "PatchRegions",
-    "landmark_patches",
-    "mark_boxes",
-    "mark_hulls",
-    "mark_points",
-    "spread_gaussian",
-]
-
 _BLOCK = 2**20
 """Distances at once: with more of them, they leave the caches."""
 _NOWHERE = -(2**31)

@@ -14,27 +14,6 @@ from mmau._autocast import autocast_dtype, without_autocast
 from mmau._checks import check_choice, check_mask, check_shapes
 from mmau._optional import require
 
-__all__ = [
-    "REGION_ATTENTION_IMPLEMENTATIONS",
-    "Implementation",
-    "PooledRegions",
-    "RegionAttention",
-    "attention_on_grid",
-    "attention_softmax",
-    "check_flash",
-    "check_region_weights",
-    "choose_region_attention",
-    "flash_context",
-    "folded_attention",
-    "load_flash_attention",
-    "pool_shared_tokens",
-    "projected_attention",
-    "region_attention",
-    "region_pooling",
-    "require_region_attention",
-    "resolve_region_attention",
-]
-
 
 class PooledRegions(NamedTuple):
     """What `region_pooling` returns, by the names of the paper."""
@@ -77,15 +56,7 @@ def region_pooling(patch_tokens: Tensor, weights: Tensor) -> PooledRegions:
 
 
 def check_region_weights(patch_tokens: Tensor, weights: Tensor) -> None:
-    """Refuse weights that are not of these patches.
-
-    Args:
-        patch_tokens: `(..., p, d)`.
-        weights: `(..., m, p)`.
-
-    Raises:
-        ValueError: If the leading axes or the number of patches differ.
-    """
+    """Refuse weights that are not of these patches."""
     check_shapes(patch_tokens=(patch_tokens, "... p d"), weights=(weights, "... m n"))
     num_tokens, num_patches = patch_tokens.shape[-2], weights.shape[-1]
     if num_tokens != num_patches:
@@ -187,16 +158,6 @@ def pool_shared_tokens(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     alone: then the gradients of the pooling and of the reader are added up in one buffer, instead
     of three tensors of the size of all tokens. Values and gradients are those of `rows @ tokens`.
 
-    Args:
-        tokens: `(b, p, e)`.
-        rows: `(b, r, p)`, one row of weights for each mean, in the dtype of the tokens.
-
-    Returns:
-        The means `(b, r, e)`, and the tokens `(b, p, e)` to read from.
-
-    Raises:
-        ValueError: If a shape is wrong.
-
     Examples:
         >>> tokens = torch.tensor([[[1.0], [3.0]]], requires_grad=True)
         >>> means, shared = pool_shared_tokens(tokens, torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]))
@@ -228,21 +189,7 @@ def projected_attention(
     flash: bool,
     return_attention: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with keys and values.
-
-    Args:
-        queries: `(b, m, h, i)`, scaled.
-        tokens: `(b, p, e)`, zero where the mask is false.
-        key_weight: `(h, i, e)`.
-        value_weight: `(h, i, e)`.
-        mask: `(b, p)` bool or `None`.
-        flash: Whether flash-attn computes the context, instead of torch.
-        return_attention: Whether to compute the attention, too.
-
-    Returns:
-        The context `(b, m, h, i)`, zero where no token is usable, and the attention `(b, h, m, p)`
-        or `None`.
-    """
+    """Attend with keys and values."""
     by_head = (*tokens.shape[:2], *queries.shape[2:])
     key = F.linear(tokens, key_weight.flatten(0, 1)).view(by_head)
     value = F.linear(tokens, value_weight.flatten(0, 1)).view(by_head)
@@ -445,18 +392,7 @@ _folded_attention = cast("Callable[..., tuple[Tensor, Tensor]]", _FoldedAttentio
 def folded_attention(
     queries: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attend without a key or a value for any token.
-
-    Args:
-        queries: `(b, m, h, i)`, scaled.
-        tokens: `(b, p, e)`, zero where the mask is false.
-        key_weight: `(h, i, e)`.
-        value_weight: `(h, i, e)`.
-        mask: `(b, p)` bool or `None`.
-
-    Returns:
-        The context `(b, m, h, i)`, zero where no token is usable, and the attention `(b, h, m, p)`.
-    """
+    """Attend without a key or a value for any token."""
     batch, num_queries, num_heads, _ = queries.shape
     usable = None if mask is None else mask.unsqueeze(1)
     context, attention = _folded_attention(queries, tokens, key_weight, value_weight, usable)
@@ -520,16 +456,6 @@ def choose_region_attention(
 
     $$ \text{folded} = 2 M D D_v + 2 M h N D_v, \qquad \text{sdpa} = 2 N D D_v + 2 M N D $$
 
-    Args:
-        num_queries: Number `M` of queries of one frame.
-        num_tokens: Number `N` of tokens of one frame.
-        d_model: Width `D` of the queries.
-        d_visual: Width `D_v` of the tokens.
-        num_heads: Number `h` of heads.
-
-    Returns:
-        `"folded"` or `"sdpa"`.
-
     Examples:
         >>> choose_region_attention(12, 256, 768, 768, 8)
         'folded'
@@ -550,23 +476,7 @@ def resolve_region_attention(
     d_visual: int,
     num_heads: int,
 ) -> Implementation:
-    """Turn `"auto"` into the implementation that runs at these sizes.
-
-    Args:
-        implementation: What was asked for; every name but `"auto"` stands for itself.
-        num_queries: Number of queries of one frame.
-        num_tokens: Number of tokens of one frame.
-        d_model: Width of the queries.
-        d_visual: Width of the tokens.
-        num_heads: Number of heads.
-
-    Returns:
-        `"folded"`, `"sdpa"` or `"flash"`. `"auto"` never becomes `"flash"`: where the usual order
-        is cheaper, `"sdpa"` picks a fused kernel of torch for the device that is used.
-
-    Raises:
-        ValueError: If the implementation is unknown.
-    """
+    """Turn `"auto"` into the implementation that runs at these sizes."""
     check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
     if implementation == "auto":
         return choose_region_attention(num_queries, num_tokens, d_model, d_visual, num_heads)
@@ -574,15 +484,7 @@ def resolve_region_attention(
 
 
 def require_region_attention(implementation: str) -> None:
-    """Load what an implementation needs, so that a module refuses it when it is built.
-
-    Args:
-        implementation: What was asked for.
-
-    Raises:
-        ValueError: If the implementation is unknown.
-        MissingDependencyError: If it is `"flash"` and flash-attn is not installed.
-    """
+    """Load what an implementation needs, so that a module refuses it when it is built."""
     check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
     if implementation == "flash":
         load_flash_attention()

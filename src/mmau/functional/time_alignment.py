@@ -9,11 +9,6 @@ from torch import Tensor
 
 from mmau._checks import check_mask, check_range, check_shapes
 
-__all__ = [
-    "AlignedFeatures",
-    "interpolate_features",
-]
-
 
 class AlignedFeatures(NamedTuple):
     """What `interpolate_features` returns."""

@@ -10,15 +10,6 @@ from torch import Tensor
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
 
-__all__ = [
-    "WINDOWED_ATTENTION_IMPLEMENTATIONS",
-    "KeyBlocks",
-    "attend",
-    "attend_in_blocks",
-    "find_key_blocks",
-    "windowed_attention",
-]
-
 _SIZES = (32, 64, 128)
 """Queries per block that are tried."""
 _ROW = 32

@@ -13,19 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau._optional import require
 from mmau.inference.table import AUTable
 from mmau.landmarks import IBUG68
 from mmau.media.errors import MediaError
 from mmau.media.video import VideoReader, open_container
 from mmau.progress import ProgressCallback
-
-__all__ = [
-    "ANNOTATED_SUFFIXES",
-    "FrameCanvas",
-    "annotate_video",
-]
 
 _SMALLEST_HEIGHT = 360  # below, names of Action Units cannot be read
 _PANEL = 0.42  # width of a person's panel as a share of the height
@@ -35,16 +29,7 @@ _INK, _FAINT, _ACTIVE, _PAPER = (235, 235, 235), (120, 120, 120), (255, 170, 60)
 
 
 class FrameCanvas:
-    """Draws rows of a table into the frames of its video.
-
-    Args:
-        table: With landmarks and boxes.
-        height: Height of the frames in pixels.
-        width: Width of the frames in pixels.
-
-    Raises:
-        MissingDependencyError: If OpenCV is not installed.
-    """
+    """Draws rows of a table into the frames of its video."""
 
     def __init__(self, table: AUTable, height: int, width: int) -> None:
         self._cv2 = require("cv2", purpose="drawing into a video", extra="landmarks")
@@ -63,15 +48,7 @@ class FrameCanvas:
         ]  # steps of the golden ratio keep neighbours in the list apart in hue
 
     def draw(self, image: NDArray[np.uint8], rows: list[int]) -> NDArray[np.uint8]:
-        """Draw one frame.
-
-        Args:
-            image: `(h, w, 3)`, RGB.
-            rows: Rows of the table that belong to it, one per person.
-
-        Returns:
-            `(height, width, 3)`, the picture on the left and a panel per person on the right.
-        """
+        """Draw one frame."""
         cv2 = self._cv2
         height, width = self._size
         if image.shape[:2] != (height, width):
@@ -211,7 +188,7 @@ def annotate_video(
         )
     rows = _rows_by_frame(table)
     with ExitStack() as stack:
-        unfinished = stack.enter_context(whole_file(target))
+        unfinished = stack.enter_context(atomic_write(target))
         reader = stack.enter_context(VideoReader(video))
         source = stack.enter_context(open_container(video))
         writer = stack.enter_context(av.open(str(unfinished), "w"))

@@ -25,11 +25,6 @@ from mmau.media.faces import FaceFinder, FaceOptions
 from mmau.media.video import VideoFrame
 from mmau.models import AUDetector
 
-__all__ = [
-    "LiveRow",
-    "LiveSession",
-]
-
 if TYPE_CHECKING:
     from mmau.inference.predictor import AUPredictor
 

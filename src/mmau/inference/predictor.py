@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmau.data.prepare import PreparedTrial
+from mmau.data.prepared import PreparedTrial
 from mmau.evaluation.calibration import Calibration
 from mmau.functional import asymmetric_posterior
 from mmau.inference.live import LiveSession
@@ -36,10 +36,6 @@ from mmau.media.errors import check_file
 from mmau.media.faces import FaceOptions
 from mmau.models import AUDetector, load_pretrained
 from mmau.progress import ProgressCallback
-
-__all__ = [
-    "AUPredictor",
-]
 
 
 class AUPredictor:
@@ -352,7 +348,7 @@ class AUPredictor:
         scored = score_people(
             faces,
             lambda: PersonStream(self.detector, sound, stages),
-            everybody=faces.everybody,
+            all_faces=faces.all_faces,
         )
         warnings = faces.warnings
         return [

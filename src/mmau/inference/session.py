@@ -23,28 +23,6 @@ from mmau.media.video import VideoFrame, VideoReader
 from mmau.models import AUDetector
 from mmau.progress import ProgressCallback
 
-__all__ = [
-    "GRID",
-    "SAMPLE_RATE",
-    "STAGES",
-    "FaceChunks",
-    "LogitStream",
-    "PersonStream",
-    "SeenChunk",
-    "SoundStream",
-    "StageTimes",
-    "VideoLogits",
-    "cut_sound",
-    "detector_logits",
-    "encode_crops",
-    "encode_trial",
-    "faces_of_file",
-    "faces_of_frames",
-    "increasing",
-    "reach_of",
-    "score_people",
-]
-
 STAGES = ("decode", "detect", "encode", "sound", "temporal")
 
 
@@ -184,14 +162,7 @@ def _segment(
 
 
 def reach_of(detector: AUDetector) -> float:
-    """Tell how far a frame listens, in seconds.
-
-    Args:
-        detector: The detector.
-
-    Returns:
-        The window of its cross-attention, or the largest gap of interpolation.
-    """
+    """Tell how far a frame listens, in seconds."""
     if detector.audio_query is not None:
         return float(cast("Any", detector.audio_query).window)
     return 0.04  # the default of `interpolate_features`, which the detector leaves as it is
@@ -575,7 +546,7 @@ class VideoLogits:
     first_frame: int = 0
     """Number of the first row's frame, counted from 0."""
     face_id: int = 0
-    """Which person, if everybody is followed."""
+    """Which person, if all faces are followed."""
     notes: tuple[str, ...] = ()
     """What a reader should know about this video."""
     landmarks: NDArray[np.float32] | None = None
@@ -585,14 +556,7 @@ class VideoLogits:
 
 
 class PersonStream:
-    """Chunks in, logits out at the end; only what a table needs is kept.
-
-    Args:
-        detector: The detector, in eval mode.
-        sound: The sound of the video, which several people share; `None` without.
-        stages: Where to add the time of each stage.
-        frames_at_once: Frames that the visual encoder sees at once.
-    """
+    """Chunks in, logits out at the end; only what a table needs is kept."""
 
     def __init__(
         self,
@@ -610,11 +574,7 @@ class PersonStream:
         self._first_frame: int | None = None
 
     def push(self, seen: SeenChunk) -> None:
-        """Take the next frames.
-
-        Args:
-            seen: The frames after those of the last call.
-        """
+        """Take the next frames."""
         chunk = seen.faces
         if self._first_frame is None:
             self._first_frame = chunk.first_frame
@@ -639,11 +599,7 @@ class PersonStream:
         self._chunks.append(tuple(np.array(part) for part in kept))
 
     def finish(self) -> VideoLogits:
-        """Say that there are no more frames.
-
-        Returns:
-            Everything about this person.
-        """
+        """Say that there are no more frames."""
         with self._stages.during("temporal"):
             self._logits.append(self._stream.finish().float().cpu())
         columns: list[Any] = [np.concatenate(parts) for parts in zip(*self._chunks, strict=True)]
@@ -664,22 +620,9 @@ def score_people(
     faces: Iterable[tuple[NDArray[np.float64], dict[int, SeenChunk]]],
     start: Callable[[], PersonStream],
     *,
-    everybody: bool,
+    all_faces: bool,
 ) -> list[VideoLogits]:
-    """Run one stream per person over a video.
-
-    Args:
-        faces: Times of the next frames, and the chunk of each person.
-        start: Makes the stream of a new person.
-        everybody: Whether people come and go; their rows then reach from the first to the last
-            frame that shows them. If nobody ever comes, one person has rows without a face.
-
-    Returns:
-        One record per person, by number.
-
-    Raises:
-        ValueError: If there is not one frame.
-    """
+    """Run one stream per person over a video."""
     streams: dict[int, PersonStream] = {}
     finished: list[VideoLogits] = []
     all_times: list[NDArray[np.float64]] = []
@@ -688,10 +631,10 @@ def score_people(
         finished.append(_until_last_seen(replace(streams.pop(number).finish(), face_id=number)))
 
     for times, chunks in faces:
-        if everybody and not finished and not streams:
+        if all_faces and not finished and not streams:
             all_times.append(times)
         for number, chunk in chunks.items():
-            if not everybody:
+            if not all_faces:
                 if number not in streams:
                     streams[number] = start()
                 streams[number].push(chunk)
@@ -704,7 +647,7 @@ def score_people(
                 # A whole chunk without them is longer than a tracker remembers anybody.
                 finish(number)
     for number in list(streams):
-        if everybody:
+        if all_faces:
             finish(number)
         else:
             finished.append(streams.pop(number).finish())
@@ -765,12 +708,6 @@ def _nobody(times: NDArray[np.float64], first_frame: int) -> SeenChunk:
 def increasing(times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Move times that do not come after the one before by the least that is needed.
 
-    Args:
-        times: `(t,)`, seconds.
-
-    Returns:
-        `(t,)`, strictly increasing; the same where they were.
-
     Examples:
         >>> increasing(np.array([0.0, 0.5, 0.5, 1.0])).round(3)
         array([0. , 0.5, 0.5, 1. ])
@@ -808,7 +745,7 @@ class _Finder(FaceFinder):
 
     def _cut(self, image: NDArray[np.uint8], face: Face) -> FaceRow:
         if self._geometry:
-            self._found[-1][face.face_id if self.keeps_everybody else 0] = face.landmarks
+            self._found[-1][face.face_id if self.keeps_all_faces else 0] = face.landmarks
         return super()._cut(image, face)
 
     def take(self, chunks: dict[int, PreparedChunk]) -> dict[int, SeenChunk]:
@@ -824,14 +761,7 @@ class _Finder(FaceFinder):
 
 
 class FaceChunks:
-    """Iterate over chunks by person; `warnings` is complete after the last one.
-
-    Args:
-        source: Frames, with what a `VideoReader` knows about them.
-        finder: Finds the faces, started.
-        stages: Where the time of decoding and of finding is added.
-        progress: Called as `progress(done, total)` in frames.
-    """
+    """Iterate over chunks by person; `warnings` is complete after the last one."""
 
     def __init__(
         self,
@@ -857,9 +787,9 @@ class FaceChunks:
             self._stages.seconds[ours] += self._seconds[theirs]
 
     @property
-    def everybody(self) -> bool:
+    def all_faces(self) -> bool:
         """Whether each person has chunks of their own."""
-        return self._finder.keeps_everybody
+        return self._finder.keeps_all_faces
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -879,21 +809,7 @@ def faces_of_file(
     progress: ProgressCallback | None,
     num_threads: int = 0,
 ) -> Iterator[FaceChunks]:
-    """Open a video file and find its faces while it is read.
-
-    Args:
-        path: The file.
-        options: Which faces, and how.
-        stages: Where the time is added.
-        name: Name of the trial, for faces that are looked up.
-        strict: Whether missing frames are an error.
-        geometry: Whether to keep the landmarks of the picture.
-        progress: Called as `progress(done, total)` in frames.
-        num_threads: Decoding threads, 0 for as many as FFmpeg likes.
-
-    Yields:
-        The chunks.
-    """
+    """Open a video file and find its faces while it is read."""
     finder = _Finder(options, geometry=geometry)
     try:
         finder.start(name)
@@ -913,19 +829,7 @@ def faces_of_frames(
     geometry: bool,
     progress: ProgressCallback | None,
 ) -> Iterator[FaceChunks]:
-    """Find the faces in frames that come from anywhere.
-
-    Args:
-        frames: Pictures `(h, w, 3)`, RGB, and their times in seconds.
-        options: Which faces, and how.
-        stages: Where the time is added.
-        name: Name of the trial, for faces that are looked up.
-        geometry: Whether to keep the landmarks of the picture.
-        progress: Called as `progress(done, total)` in frames.
-
-    Yields:
-        The chunks.
-    """
+    """Find the faces in frames that come from anywhere."""
     finder = _Finder(options, geometry=geometry)
     try:
         finder.start(name)
@@ -970,16 +874,7 @@ class _Frames:
 
 
 def check_frame(image: Any, time: float, before: float) -> None:
-    """Refuse what is no picture, or comes at no later time than the one before.
-
-    Args:
-        image: Should be `(h, w, 3)` uint8.
-        time: Seconds.
-        before: Time of the frame before, in seconds.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse what is no picture, or comes at no later time than the one before."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
         given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
         raise ValueError(f"a frame must be a uint8 array (h, w, 3), RGB; got {given}.")

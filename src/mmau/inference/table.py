@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau._optional import require
-
-__all__ = [
-    "AUTable",
-    "TableError",
-    "read_table",
-]
 
 _COLUMNS = ("valid", "confidence", "probability", "active", "frames", "landmarks", "boxes")
 _FIXED = ("frame", "timestamp", "valid", "confidence")
@@ -182,7 +176,7 @@ class AUTable:
         columns = self.as_columns()
         template = ",".join(kinds.get(name, "%d") for name in columns) + "\n"
         with (
-            whole_file(path) as partial,
+            atomic_write(path) as partial,
             partial.open("w", newline="", encoding="utf-8") as stream,
         ):
             stream.write(",".join(self.columns) + "\n")
@@ -192,15 +186,7 @@ class AUTable:
 
 
 def join_people(tables: Sequence[AUTable], face_ids: Sequence[int]) -> AUTable:
-    """Put the tables of several people under one another.
-
-    Args:
-        tables: At least one, of one video.
-        face_ids: Number of each person.
-
-    Returns:
-        One table with `face_id`; notes that are not everybody's name their person.
-    """
+    """Put the tables of several people under one another."""
     notes: list[str] = []
     for person, table in zip(face_ids, tables, strict=True):
         for note in table.notes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ACTION_UNIT_REGIONS", "REGION_MIRROR", "REGION_NAMES"]
-
 REGION_NAMES: tuple[str, ...] = (
     "right_brow",
     "left_brow",

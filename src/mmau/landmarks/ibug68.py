@@ -5,8 +5,6 @@ from __future__ import annotations
 from mmau.landmarks.facial_regions import ACTION_UNIT_REGIONS, REGION_MIRROR, REGION_NAMES
 from mmau.landmarks.scheme import LandmarkScheme
 
-__all__ = ["IBUG68"]
-
 _POINTS = 68
 
 _MIRROR: tuple[int, ...] = (

@@ -19,8 +19,6 @@ from mmau.landmarks.facial_regions import ACTION_UNIT_REGIONS, REGION_MIRROR, RE
 from mmau.landmarks.ibug68 import IBUG68
 from mmau.landmarks.scheme import LandmarkScheme
 
-__all__ = ["IBUG68_VERTICES", "MEDIAPIPE468", "to_ibug68"]
-
 Points = TypeVar("Points", Tensor, NDArray[np.floating])
 
 _MIDLINE = (

@@ -12,8 +12,6 @@ from torch import Tensor
 from mmau._checks import check_shapes, did_you_mean
 from mmau.action_units import AU_NAMES
 
-__all__ = ["LandmarkScheme"]
-
 
 def _as_indices(owner: str, points: object, num_all: int) -> tuple[int, ...]:
     """Check one list of point indices, in sentences that name the region it belongs to."""

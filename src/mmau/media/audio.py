@@ -15,8 +15,6 @@ from mmau._optional import require
 from mmau.media.errors import MediaError
 from mmau.media.video import open_container
 
-__all__ = ["AudioSegment", "AudioTrack", "iterate_audio", "read_audio"]
-
 _LARGEST_JITTER = 0.1  # seconds; containers round timestamps by less, lost packets leave more
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["MediaError", "check_file"]
-
 
 class MediaError(ValueError):
     """A media file cannot be used; the message is one sentence with its path."""
@@ -14,15 +12,6 @@ class MediaError(ValueError):
 
 def check_file(path: str | os.PathLike[str]) -> Path:
     """Check that a path is a file with something in it.
-
-    Args:
-        path: What the user gave.
-
-    Returns:
-        The same as a `Path`.
-
-    Raises:
-        MediaError: If there is no such file, it is a folder, or it is empty.
 
     Examples:
         >>> check_file("no/such/video.mp4")

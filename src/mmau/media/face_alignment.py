@@ -11,15 +11,6 @@ from numpy.typing import NDArray
 from mmau._checks import check_range
 from mmau._optional import require
 
-__all__ = [
-    "STABLE_POINTS",
-    "STABLE_TEMPLATE",
-    "align_faces",
-    "crop_similarity",
-    "estimate_similarity",
-    "transform_points",
-]
-
 STABLE_POINTS: tuple[int, ...] = (36, 39, 42, 45, 27, 28, 29, 30)
 """Indices into iBUG-68: the four corners of the eyes and the bridge of the nose. Mouth corners and
 brows move with Action Units, which would leak into scale and rotation."""
@@ -105,13 +96,6 @@ def transform_points(
 ) -> NDArray[np.float64]:
     """Apply affine matrices to points.
 
-    Args:
-        points: `(..., k, 2)`, x then y.
-        matrix: `(..., 2, 3)`.
-
-    Returns:
-        `(..., k, 2)`.
-
     Examples:
         >>> transform_points(np.array([[1.0, 2.0]]), np.array([[2.0, 0.0, 1.0], [0.0, 2.0, 0.0]]))
         array([[3., 4.]])
@@ -131,15 +115,6 @@ def crop_similarity(
 
     Coordinates have their origin at the top-left corner of the top-left pixel, whose centre is at
     (0.5, 0.5), in the image and in the crop.
-
-    Args:
-        image: `(h, w, 3)`.
-        matrix: `(2, 3)`, from image pixels to crop pixels.
-        size: Side of the crop, in pixels.
-        outside: Value of pixels beyond the edge of the image, or `None` to repeat the edge.
-
-    Returns:
-        `(size, size, 3)`.
 
     Examples:
         >>> image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

@@ -17,27 +17,6 @@ from mmau.media.face_alignment import align_faces
 from mmau.media.video import VideoFrame
 from mmau.registry import Registry
 
-__all__ = [
-    "ALL_FACES",
-    "FACE_DETECTORS",
-    "FACE_SELECTIONS",
-    "LANDMARK_EXTRACTORS",
-    "CropSource",
-    "Face",
-    "FaceDetections",
-    "FaceDetector",
-    "FaceFinder",
-    "FaceLandmarks",
-    "FaceOptions",
-    "FaceRegion",
-    "FaceRow",
-    "FaceTracker",
-    "FrameAware",
-    "LandmarkExtractor",
-    "PeopleTracker",
-    "box_overlap",
-]
-
 
 class FaceDetections(NamedTuple):
     """What a `FaceDetector` finds in one image."""
@@ -135,13 +114,6 @@ class Face:
 
 def box_overlap(box: NDArray[np.floating], boxes: NDArray[np.floating]) -> NDArray[np.float64]:
     """Intersection over union of one box with several.
-
-    Args:
-        box: `(4,)`, left, top, right, bottom.
-        boxes: `(n, 4)`.
-
-    Returns:
-        `(n,)`, in [0, 1].
 
     Examples:
         >>> box_overlap(np.array([0.0, 0, 2, 2]), np.array([[1.0, 0, 3, 2], [5, 5, 6, 6]]))
@@ -365,20 +337,20 @@ class _Track:
 
 
 class PeopleTracker(_Follower):
-    """Follow everybody through a video; a person is a number.
+    """Follow all faces through a video; a person is a number.
 
     People are numbered from 0 in the order in which they come, from left to right in one frame.
     Somebody who is lost and found again at the same place within `memory` frames keeps the number;
     later, or elsewhere, it is a new one: faces are told apart by their place, not recognised.
 
-    The detector runs every `check_every` frames, to see who came and that everybody is still a
+    The detector runs every `check_every` frames, to see who came and that every face is still a
     face, and while somebody is missing.
 
     Args:
         detector: Finds faces.
         extractor: Finds the landmarks inside a region.
         min_confidence: Smallest probability at which the landmark model's face is believed.
-        check_every: Frames between two looks of the detector while everybody is in view; who comes
+        check_every: Frames between two looks of the detector while every face is in view; who comes
             in between is seen up to so many frames late.
         memory: Frames for which the place of a lost face is remembered.
 
@@ -407,7 +379,7 @@ class PeopleTracker(_Follower):
         self._forget()
 
     def reset(self, name: str = "") -> None:
-        """Forget everybody, before another video.
+        """Forget all faces, before another video.
 
         Args:
             name: Name of its trial, for detectors and extractors that look it up.
@@ -590,20 +562,7 @@ class FaceOptions:
     """Options of the landmark extractor."""
 
     def check(self, *, several: bool) -> FaceOptions:
-        """Refuse what cannot work, before a file is opened or a model is loaded.
-
-        Args:
-            several: Whether `face="all"` is possible.
-
-        Returns:
-            The options.
-
-        Raises:
-            ValueError: If a value is out of range.
-            UnknownComponentError: If there is no such detector or extractor.
-            MissingDependencyError: If a library is not installed.
-            TypeError: If a component takes no such option.
-        """
+        """Refuse what cannot work, before a file is opened or a model is loaded."""
         check_range("crop_size", self.crop_size, 8)
         if isinstance(self.face, bool) or not isinstance(self.face, (str, int)):
             raise TypeError(f"`face` must be a word or the number of a person; got {self.face!r}.")
@@ -621,14 +580,7 @@ class FaceOptions:
         return self
 
     def record(self, name: str) -> dict[str, Any]:
-        """Say in JSON what a prepared file of this trial depends on besides its video.
-
-        Args:
-            name: Name of the trial.
-
-        Returns:
-            The options; each one that names a file or a folder with its size and time.
-        """
+        """Say in JSON what a prepared file of this trial depends on besides its video."""
         return {
             "crop_size": self.crop_size,
             "detector": self.detector,
@@ -669,11 +621,7 @@ class FaceRow(NamedTuple):
 
 
 class FaceFinder:
-    """Detector, extractor and tracker of one process.
-
-    Args:
-        options: What to look for.
-    """
+    """Detector, extractor and tracker of one process."""
 
     def __init__(self, options: FaceOptions) -> None:
         require("cv2", purpose="aligning faces", extra="landmarks")
@@ -697,16 +645,12 @@ class FaceFinder:
         self.seen_ids: set[int] = set()
 
     @property
-    def keeps_everybody(self) -> bool:
+    def keeps_all_faces(self) -> bool:
         """Whether each person is a trial of its own."""
         return self.options.face == ALL_FACES
 
     def start(self, name: str) -> None:
-        """Get ready for the first frame of a trial.
-
-        Args:
-            name: Name of the trial.
-        """
+        """Get ready for the first frame of a trial."""
         self.seen_ids = set()
         for tracker in (self._one, self._people):
             if tracker is not None:
@@ -717,14 +661,7 @@ class FaceFinder:
                 self.extractor.start_video(name)
 
     def find(self, frame: VideoFrame) -> list[FaceRow]:
-        """Cut the chosen faces out of the next frame.
-
-        Args:
-            frame: The frame.
-
-        Returns:
-            The faces; at most one unless everybody is kept.
-        """
+        """Cut the chosen faces out of the next frame."""
         if isinstance(self.detector, CropSource):
             if isinstance(self.extractor, FrameAware):
                 self.extractor.start_frame(frame.index)
@@ -736,7 +673,7 @@ class FaceFinder:
             assert self._people is not None
             faces = self._people.update(frame.image)
             self.seen_ids.update(face.face_id for face in faces)
-            if not self.keeps_everybody:
+            if not self.keeps_all_faces:
                 faces = [face for face in faces if face.face_id == self.options.face]
         return [self._cut(frame.image, face) for face in faces]
 

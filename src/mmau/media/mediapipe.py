@@ -32,15 +32,7 @@ from mmau.media.face_alignment import crop_similarity, estimate_similarity, tran
 from mmau.media.faces import FaceDetections, FaceLandmarks, FaceRegion, box_overlap
 from mmau.registry import MissingDependencyError
 
-__all__ = [
-    "MediaPipeFaceDetector",
-    "MediaPipeLandmarks",
-    "MediaPipeTasksLandmarks",
-    "quiet_native_stderr",
-    "region_around_mesh",
-    "region_around_points",
-    "region_to_square",
-]
+__all__ = ["MediaPipeFaceDetector", "MediaPipeLandmarks", "MediaPipeTasksLandmarks"]
 
 _stderr_lock = threading.Lock()
 
@@ -73,15 +65,7 @@ _RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
 
 
 def region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
-    """Turn and scale a region to a square picture.
-
-    Args:
-        region: Where the face is.
-        size: Side of the square, in pixels.
-
-    Returns:
-        `(2, 3)`, from image pixels to a square whose horizontal is the face's.
-    """
+    """Turn and scale a region to a square picture."""
     centre = np.array([region.x, region.y])
     right = 0.5 * region.side * np.array([np.cos(region.angle), np.sin(region.angle)])
     return estimate_similarity(
@@ -90,14 +74,7 @@ def region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
 
 
 def region_around_mesh(mesh: NDArray[np.float64]) -> FaceRegion:
-    """Half as large again as the mesh and turned with the eyes: what the model was trained on.
-
-    Args:
-        mesh: `(468, 2)`, vertices in image pixels.
-
-    Returns:
-        The region.
-    """
+    """Half as large again as the mesh and turned with the eyes: what the model was trained on."""
     dx, dy = mesh[_LEFT_EYE_CORNER] - mesh[_RIGHT_EYE_CORNER]
     angle = float(np.arctan2(dy, dx))
     axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -109,12 +86,6 @@ def region_around_mesh(mesh: NDArray[np.float64]) -> FaceRegion:
 
 def region_around_points(points: NDArray[np.floating]) -> FaceRegion:
     """An upright square half as large again as the extent of points.
-
-    Args:
-        points: `(k, 2)`, in image pixels.
-
-    Returns:
-        The region.
 
     Examples:
         >>> region_around_points(np.array([[0.0, 0.0], [4.0, 2.0]]))

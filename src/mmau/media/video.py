@@ -17,28 +17,10 @@ from mmau._checks import check_range
 from mmau._optional import require
 from mmau.media.errors import MediaError, check_file
 
-__all__ = [
-    "VideoFrame",
-    "VideoInfo",
-    "VideoReader",
-    "open_container",
-    "rotate_upright",
-]
-
 
 @contextmanager
 def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open a file for reading with PyAV.
-
-    Args:
-        path: The file.
-
-    Yields:
-        The open `av` container.
-
-    Raises:
-        MediaError: If the file is missing, a folder, empty, or nothing that FFmpeg can read.
-    """
+    """Open a file for reading with PyAV."""
     av = require("av", purpose="reading video and sound", extra="video")
     file = check_file(path)
     try:
@@ -88,13 +70,6 @@ class VideoFrame:
 
 def rotate_upright(image: NDArray[np.uint8], rotation: float) -> NDArray[np.uint8]:
     """Turn a stored frame as its container asks.
-
-    Args:
-        image: `(h, w, 3)`, as decoded.
-        rotation: Degrees counter-clockwise, a multiple of 90 (others are rounded down to one).
-
-    Returns:
-        `(h, w, 3)` or `(w, h, 3)`, contiguous.
 
     Examples:
         >>> rotate_upright(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), -90)[..., 0]

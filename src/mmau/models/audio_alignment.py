@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from mmau.functional.time_alignment import interpolate_features
 
-__all__ = ["retrieve_audio"]
-
 # Frames per block; a clip of training (256 in the paper) is one block.
 _BLOCK = 1024
 
@@ -29,18 +27,6 @@ def retrieve_audio(
 
     A frame hears nothing outside the window, so each block of frames only needs the features near
     it: the result is the same, and memory grows with the length of the video, not with its square.
-
-    Args:
-        attention: `AsymmetricCrossAttention`, or a module with its `forward` and `window`.
-        visual: `(b, t, d)`.
-        features: `(b, s, a)`.
-        feature_times: `(b, s)` seconds, ascending.
-        frame_times: `(b, t)` seconds on the same clock; NaN hears nothing.
-        feature_mask: `(b, s)` bool, which features may be used.
-        block: Frames at once.
-
-    Returns:
-        `(b, t, d)`, and `(b, t)` bool, True where a usable feature lies within the window.
     """
     window = float(cast("Any", attention).window)
     _, heard = interpolate_features(

@@ -14,22 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmau._files import whole_file, whole_folder
+from mmau._files import atomic_dir, atomic_write
 from mmau._optional import require
 from mmau.encoders.protocols import SelectiveSaving
 from mmau.models.config import DetectorConfig, build_detector
 from mmau.models.detector import AUDetector
-
-__all__ = [
-    "CheckpointRecord",
-    "LoadedDetector",
-    "checkpoint_tensors",
-    "load_pretrained",
-    "model_card",
-    "push_to_hub",
-    "read_record",
-    "save_pretrained",
-]
 
 _FORMAT = "mmau.detector"
 _FORMAT_VERSION = 1
@@ -126,7 +115,7 @@ def save_pretrained(
         "versions": _versions(),
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    with whole_folder(folder) as partial:
+    with atomic_dir(folder) as partial:
         save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
         (partial / _CONFIG).write_text(text, encoding="utf-8")
     return folder
@@ -198,14 +187,7 @@ def load_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
 
 
 def checkpoint_tensors(detector: nn.Module) -> dict[str, Tensor]:
-    """Name the live tensors that a checkpoint needs.
-
-    Args:
-        detector: A module, some of whose children may be `SelectiveSaving`.
-
-    Returns:
-        Name to tensor, sorted; not copies.
-    """
+    """Name the live tensors that a checkpoint needs."""
     tensors = dict(detector.state_dict(keep_vars=True))
     for name, child in detector.named_children():
         if isinstance(child, SelectiveSaving):
@@ -216,16 +198,7 @@ def checkpoint_tensors(detector: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fill(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors into place if names and shapes agree exactly, and touch nothing otherwise.
-
-    Args:
-        expected: Name to live tensor.
-        given: Name to value.
-        source: Where the values come from, for the errors.
-
-    Raises:
-        ValueError: If a name is missing or superfluous, or a shape differs.
-    """
+    """Copy tensors into place if names and shapes agree exactly, and touch nothing otherwise."""
     for words, names in (
         ("lacks", sorted(set(expected) - set(given))),
         ("has weights that the detector does not take:", sorted(set(given) - set(expected))),
@@ -443,7 +416,7 @@ def push_to_hub(
             "`save_pretrained` before publishing weights."
         )
     hub = require("huggingface_hub", purpose="publishing weights", extra="encoders")
-    with whole_file(folder / _CARD) as partial:
+    with atomic_write(folder / _CARD) as partial:
         partial.write_text(model_card(folder, metrics=metrics), encoding="utf-8")
     api = hub.HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)

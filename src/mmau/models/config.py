@@ -23,8 +23,6 @@ from mmau.modules import (
     RegionMerge,
 )
 
-__all__ = ["Component", "DetectorConfig", "build_detector"]
-
 
 @dataclass(frozen=True)
 class Component:

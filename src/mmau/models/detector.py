@@ -18,8 +18,6 @@ from mmau.functional.time_alignment import interpolate_features
 from mmau.models.audio_alignment import retrieve_audio
 from mmau.modules.frame_chunked import run_in_chunks
 
-__all__ = ["AUDetector"]
-
 
 class AUDetector(nn.Module):
     """Detect Action Units in every frame of a clip from the face and the sound.

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_range
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau._optional import require
 from mmau.models.detector import AUDetector
 from mmau.modules import HGA
-
-__all__ = ["export_head_onnx", "export_hga_onnx", "export_temporal"]
 
 
 class _RegionTokens(nn.Module):
@@ -124,7 +122,7 @@ def _export(
         require(library, purpose="exporting to ONNX", extra="export")
     path = Path(path)
     frames = torch.export.Dim("n", min=1)
-    with warnings.catch_warnings(), torch.no_grad(), whole_file(path) as partial:
+    with warnings.catch_warnings(), torch.no_grad(), atomic_write(path) as partial:
         # The exporter's own notices about versions of operators; the result is checked by tests.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -19,15 +19,6 @@ from mmau.modules.temporal import (
 from mmau.scan.api import resolve_scan_backend, selective_scan
 from mmau.scan.backend import GatedScanFunction, ScanBackend
 
-__all__ = [
-    "AGSSM",
-    "AGSSMBlock",
-    "AudioGuidedSelection",
-    "SelectionParameters",
-    "VisionMamba",
-    "reverse_reset",
-]
-
 
 class SelectionParameters(NamedTuple):
     """What `AudioGuidedSelection` returns, by the names of the paper."""
@@ -194,12 +185,6 @@ class AudioGuidedSelection(nn.Module):
 
 def reverse_reset(reset: Tensor | None) -> Tensor | None:
     """Turn the first frames of packed sequences into those of the same sequences read backwards.
-
-    Args:
-        reset: `(b, t)` bool, True at the first frame of a sequence, or `None`.
-
-    Returns:
-        `(b, t)` bool in reversed time: True at what was the last frame of a sequence.
 
     Examples:
         >>> reverse_reset(torch.tensor([[True, False, False, True]])).int()

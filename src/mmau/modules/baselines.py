@@ -12,26 +12,9 @@ from torch import Tensor, nn
 from mmau._checks import check_mask, check_range, check_shapes
 from mmau.modules.temporal import TemporalModule, TemporalState, zero_where_masked
 
-__all__ = [
-    "TCN",
-    "AttentionBlock",
-    "CausalConv",
-    "TemporalTransformer",
-]
-
 
 class CausalConv(nn.Module):
     """Convolution over time that sees only the past and remembers what it will need of it.
-
-    Args:
-        d_in: Width of the input.
-        d_out: Width of the output.
-        kernel_size: Number of taps.
-        dilation: Frames between two taps.
-
-    Shape:
-        - input: `(b, t, d_in)`
-        - output: `(b, t, d_out)` and the last `(kernel_size - 1) * dilation` input frames
 
     Examples:
         >>> out, state = CausalConv(3, 5, kernel_size=2, dilation=4)(torch.ones(1, 6, 3))
@@ -48,16 +31,7 @@ class CausalConv(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Convolve a clip, or the next piece of one.
-
-        Args:
-            x: `(b, t, d_in)`.
-            mask: `(b, t)` bool, True where there is a frame; the others count as zeros.
-            state: `(b, memory, d_in)`, the frames before, or `None` for zeros.
-
-        Returns:
-            The output `(b, t, d_out)` and the frames to remember.
-        """
+        """Convolve a clip, or the next piece of one."""
         x = zero_where_masked(x, mask)
         if state is None:
             joined = F.pad(x, (0, 0, self.memory, 0))
@@ -179,16 +153,6 @@ class AttentionBlock(nn.Module):
     There is no dropout on the attention weights: it would force the whole `(t, t)` matrix into
     memory, for 3.5 times the time on a CPU.
 
-    Args:
-        d_model: Width `d`.
-        num_heads: Number of heads, a divisor of `d_model`.
-        d_hidden: Width of the feed-forward layer.
-        dropout: Probability of dropping an entry of what is added to the stream.
-
-    Shape:
-        - input: `(b, t, d)`
-        - output: `(b, t, d)`, and keys and values `(b, heads, s, d / heads)` of all `s` frames seen
-
     Examples:
         >>> block = AttentionBlock(8, 2, 16)
         >>> out, keys, values = block(torch.ones(1, 3, 8), torch.zeros(1, 2, 3, 3), None)
@@ -215,16 +179,7 @@ class AttentionBlock(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend and transform.
-
-        Args:
-            x: `(b, t, d)`.
-            bias: `(b or 1, heads, t, s)`, added to the attention scores; `-inf` hides a frame.
-            past: Keys and values of the frames before, or `None`.
-
-        Returns:
-            The output, and keys and values of the past and present frames.
-        """
+        """Attend and transform."""
         q, k, v = rearrange(
             self.to_qkv(self.attention_norm(x)),
             "b t (three h e) -> three b h t e",

@@ -15,10 +15,6 @@ from mmau.functional.windowed_attention import (
     windowed_attention,
 )
 
-__all__ = [
-    "AsymmetricCrossAttention",
-]
-
 
 class AsymmetricCrossAttention(nn.Module):
     r"""Let each video frame attend to the sound around it, by time and not by index.

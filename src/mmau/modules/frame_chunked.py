@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mmau._checks import check_range
 
-__all__ = ["FrameChunked", "run_in_chunks"]
-
 
 def run_in_chunks(
     run: Callable[..., Any],

@@ -21,12 +21,6 @@ from mmau.functional.region_attention import (
     resolve_region_attention,
 )
 
-__all__ = [
-    "HGA",
-    "HGAOutput",
-    "RegionMerge",
-]
-
 
 class HGAOutput(NamedTuple):
     """What `HGA` returns."""

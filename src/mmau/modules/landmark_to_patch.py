@@ -12,8 +12,6 @@ from mmau._checks import check_choice, check_mask, check_range, check_shapes
 from mmau.functional.landmark_patches import PATCH_MODES, PatchRegions, landmark_patches
 from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
 
-__all__ = ["LandmarkToPatch"]
-
 
 def _resolve(regions: str | LandmarkScheme | Mapping[str, Sequence[int]]) -> LandmarkScheme:
     if isinstance(regions, str):

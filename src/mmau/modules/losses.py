@@ -20,16 +20,6 @@ from mmau.functional.asymmetric_loss import (
 )
 from mmau.registry import Registry
 
-__all__ = [
-    "LOSSES",
-    "AsymmetricLoss",
-    "BaseLoss",
-    "FocalLoss",
-    "MaskedBCELoss",
-    "MultiLabelLoss",
-    "check_all",
-]
-
 _SHARED = ("soft_labels", "ignore_index", "check_labels", "reduction")
 """Options that every loss has under the same name as its function."""
 
@@ -74,14 +64,7 @@ class BaseLoss(nn.Module):
         raise NotImplementedError
 
     def posterior(self, logits: Tensor) -> Tensor:
-        """Turn logits trained with this loss into calibrated probabilities, in closed form.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-
-        Returns:
-            `(..., c)`, probability in [0, 1].
-        """
+        """Turn logits trained with this loss into calibrated probabilities, in closed form."""
         return asymmetric_posterior(logits, **self.posterior_options)
 
     def logits_from_posterior(self, prob: Tensor) -> Tensor:
@@ -89,12 +72,6 @@ class BaseLoss(nn.Module):
 
         For a threshold on the posterior that is applied to logits, and for the bias of a last layer
         that should start at the frequency of each Action Unit.
-
-        Args:
-            prob: `(..., c)`, probability in [0, 1].
-
-        Returns:
-            `(..., c)`, logits.
         """
         return logits_from_asymmetric_posterior(prob, **self.posterior_options)
 

@@ -11,16 +11,6 @@ from torch import Tensor, nn
 from mmau._checks import check_mask, check_range, check_shapes
 from mmau.registry import Registry
 
-__all__ = [
-    "TEMPORAL_MODELS",
-    "TemporalModel",
-    "TemporalModule",
-    "TemporalState",
-    "exempt_from_weight_decay",
-    "mask_from_lengths",
-    "zero_where_masked",
-]
-
 
 def mask_from_lengths(lengths: Tensor, num_frames: int | None = None) -> Tensor:
     """Turn the number of frames of each clip into the mask that every temporal model takes.
@@ -66,13 +56,6 @@ def zero_where_masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
     A selection, not a product: NaN times 0 is NaN, forwards and backwards.
 
-    Args:
-        tensor: `(b, t, ...)`.
-        mask: `(b, t)` bool, True where there is a frame, or `None` for everywhere.
-
-    Returns:
-        The tensor itself if there is no mask, else a copy.
-
     Examples:
         >>> import torch
         >>> zero_where_masked(torch.tensor([[[1.0], [torch.nan]]]), torch.tensor([[True, False]]))
@@ -91,12 +74,6 @@ def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
     `load_state_dict(assign=True)` replace the object and drop it; our modules mark their copies
     again.
 
-    Args:
-        parameter: The parameter.
-
-    Returns:
-        The same parameter.
-
     Examples:
         >>> import torch
         >>> exempt_from_weight_decay(nn.Parameter(torch.zeros(1)))._no_weight_decay
@@ -108,14 +85,6 @@ def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
 
 class TemporalModule(nn.Module):
     """Base class of the temporal models here, and of yours if you like.
-
-    Args:
-        d_model: Width `d` of the visual stream.
-        d_audio: Width `a` of the guide, or `None` for a model that takes none.
-        causal: Whether a frame sees only itself and the past.
-
-    Raises:
-        ValueError: If a width is not positive.
 
     Examples:
         >>> import torch
@@ -145,22 +114,7 @@ class TemporalModule(nn.Module):
         audio_mask: Tensor | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Check a clip and replace by zeros whatever is not there, so that no NaN hides in it.
-
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`, or `None`, which for a model with a guide means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio, or `None` for everywhere.
-            mask: `(b, t)` bool, True where there is a frame, or `None` for everywhere.
-
-        Returns:
-            `visual`, `audio` and the `(b, t)` mask of where the guide is present; the last two are
-            `None` for a model without a guide.
-
-        Raises:
-            ValueError: If shapes do not fit, there is no frame, or there is audio and no guide.
-            TypeError: If a mask is not bool.
-        """
+        """Check a clip and replace by zeros whatever is not there, so that no NaN hides in it."""
         sizes = {"d": self.d_model, "a": self.d_audio or 0}
         if audio is not None and self.d_audio is None:
             raise ValueError(
@@ -194,14 +148,7 @@ class TemporalModule(nn.Module):
         return visual, zero_where_masked(audio, present), present
 
     def refuse_state(self, state: TemporalState) -> None:
-        """Refuse a state that this model could not use.
-
-        Args:
-            state: What the caller gave.
-
-        Raises:
-            ValueError: If there is one and the model is not causal.
-        """
+        """Refuse a state that this model could not use."""
         if state is not None and not self.causal:
             raise ValueError(
                 f"`state` must be None: this {type(self).__name__} reads a clip in both "
@@ -210,18 +157,7 @@ class TemporalModule(nn.Module):
             )
 
     def check_state_tuple(self, state: TemporalState, length: int) -> tuple[Tensor, ...] | None:
-        """Check a state that is a tuple of tensors.
-
-        Args:
-            state: What the caller gave.
-            length: Number of tensors in it.
-
-        Returns:
-            The state.
-
-        Raises:
-            TypeError: If it is not a tuple of that length.
-        """
+        """Check a state that is a tuple of tensors."""
         self.refuse_state(state)
         if state is None:
             return None
@@ -241,20 +177,7 @@ class TemporalModule(nn.Module):
         *,
         audio_mask: Tensor | None = None,
     ) -> tuple[Tensor, TemporalState]:
-        """Read one frame: what `forward` gives for a clip of one frame.
-
-        Args:
-            visual: `(b, d)`.
-            audio: `(b, a)`, or `None` where there is none.
-            state: What the step before returned, or `None` at the first frame.
-            audio_mask: `(b,)` bool, True where there is audio.
-
-        Returns:
-            The output `(b, d)` and the state to hand to the next step.
-
-        Raises:
-            ValueError: If the model is not causal or a shape does not fit.
-        """
+        """Read one frame: what `forward` gives for a clip of one frame."""
         if not self.causal:
             raise ValueError(
                 f"this {type(self).__name__} reads a clip in both directions and cannot go frame "

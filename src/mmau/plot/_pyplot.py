@@ -6,8 +6,6 @@ from typing import Any
 
 from mmau._optional import require
 
-__all__ = ["pyplot"]
-
 
 def pyplot() -> Any:
     """Return `matplotlib.pyplot`, or say what brings it."""

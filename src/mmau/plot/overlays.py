@@ -18,8 +18,6 @@ from mmau.plot._pyplot import pyplot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_attention", "draw_landmarks", "draw_regions"]
-
 
 def _array(values: Tensor | ArrayLike) -> NDArray[Any]:
     if isinstance(values, Tensor):

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.plot._pyplot import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["Timeline", "draw_timeline", "save_timeline"]
 
 
 class Timeline(Protocol):
@@ -139,7 +137,7 @@ def save_timeline(table: Timeline, path: str | Path, **options: Any) -> Path:
         The path.
     """
     figure = draw_timeline(table, **options)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=130)
     pyplot().close(figure)
     return Path(path)

@@ -14,11 +14,6 @@ from mmau._checks import check_mask, check_shapes
 from mmau.scan import chunked, reference
 from mmau.scan.backend import SCAN_BACKENDS, ScanBackend
 
-__all__ = [
-    "resolve_scan_backend",
-    "selective_scan",
-]
-
 # A registry look-up runs the import system, which no compiler can trace. These are always there, so
 # that their names work inside a compiled region as well.
 _BUILT_IN = {

@@ -10,13 +10,6 @@ from torch import Tensor
 
 from mmau.registry import Registry
 
-__all__ = [
-    "SCAN_BACKENDS",
-    "GatedScanFunction",
-    "ScanBackend",
-    "ScanFunction",
-]
-
 
 class ScanFunction(Protocol):
     """The call that a backend answers, after all checks.

@@ -16,14 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mmau.scan.backend import ScanBackend
 
-__all__ = [
-    "BACKEND",
-    "kept_elements",
-    "scan",
-    "scan_backward",
-    "scan_forward",
-]
-
 WORK_ELEMENTS = 1 << 18
 """Elements of one work buffer: 1 MiB in float32, measured best on machines with 1-2 MiB of L2."""
 
@@ -564,19 +556,6 @@ def scan(
 
     Differentiable once in every tensor; for second derivatives and `torch.func` take the backend
     `"reference"`.
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta: `(b, t, d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `(b, t)`, True where the state before a frame is dropped.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` and the final state `(b, d, n)`.
     """
     zoh = discretization == "zoh"
     differentiable = (

@@ -19,14 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmau._files import whole_folder
+from mmau._files import atomic_dir
 from mmau.registry import MissingDependencyError
 from mmau.scan.backend import ScanBackend
-
-__all__ = [
-    "build",
-    "scan",
-]
 
 SOURCE = Path(__file__).with_name("compiled_scan.cpp")
 
@@ -41,13 +36,6 @@ def build() -> Any:
 
     The name of the library holds a hash of the source, of the flags, of the PyTorch version and of
     the processor: a home folder that several machines share holds one library for each kind.
-
-    Returns:
-        The namespace of its operators.
-
-    Raises:
-        MissingDependencyError: If there is no C++ compiler or no ninja.
-        RuntimeError: If the compiler refuses; shows what it said.
     """
     flags = _flags()
     key = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, torch.__version__, _processor()])
@@ -62,7 +50,7 @@ def build() -> Any:
     from torch.utils import cpp_extension
 
     # Complete or absent: an interrupted build leaves no lock that later ones would wait for.
-    with whole_folder(folder) as partial:
+    with atomic_dir(folder) as partial:
         cpp_extension.load(
             name,
             [str(SOURCE)],
@@ -258,19 +246,6 @@ def scan(
     """Run the scan in C++ on the CPU, on as many threads as PyTorch has.
 
     Differentiable once in every tensor (for second derivatives take the backend `"reference"`).
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta: `(b, t, d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `(b, t)`, True where the state before a frame is dropped.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` and the final state `(b, d, n)`.
     """
     tensors = (x, delta, A, B, C, initial_state)
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

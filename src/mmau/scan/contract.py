@@ -16,10 +16,6 @@ from torch import Tensor
 from mmau.scan.api import resolve_scan_backend, selective_scan
 from mmau.scan.backend import ScanBackend
 
-__all__ = [
-    "check_scan_backend",
-]
-
 BATCH, WIDTH, STATE = 2, 5, 3
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}

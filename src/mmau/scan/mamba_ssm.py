@@ -26,10 +26,6 @@ from torch import Tensor
 from mmau.registry import MissingDependencyError
 from mmau.scan.backend import ScanBackend
 
-__all__ = [
-    "scan",
-]
-
 MAX_STATES = 256
 """Largest state size that the kernel is compiled for."""
 
@@ -169,22 +165,6 @@ def scan(
 
     The kernel sums the gradient of `A` over clips (and with Euler those of `B` and `C` over
     channels) atomically, so those are not the same to the bit in two runs. It has no resets.
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta: `(b, t, d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `None`; the backend declares that it has none.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` and the final state `(b, d, n)`.
-
-    Raises:
-        ValueError: If the sizes are more than the kernel can count.
     """
     (num_clips, num_frames, d), n = x.shape, A.shape[1]
     front = 0 if initial_state is None else 1

@@ -10,14 +10,6 @@ from torch import Tensor
 from mmau._checks import check_range, check_shapes
 from mmau.scan.backend import ScanBackend
 
-__all__ = [
-    "BACKEND",
-    "euler",
-    "half_life",
-    "scan",
-    "zoh",
-]
-
 
 def unchecked_zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """`zoh`, for a caller that runs it once per frame."""
@@ -140,19 +132,6 @@ def scan(
 
     Differentiable any number of times, in any dtype, on any device. Its backward keeps several
     `(b, d, n)` tensors per frame.
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta: `(b, t, d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `(b, t)`, True where the state before a frame is dropped.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` and the final state `(b, d, n)`.
     """
     discretize = {"zoh": unchecked_zoh, "euler": unchecked_euler}[discretization]
     resets = [None] * x.shape[1] if reset is None else reset.unbind(1)

@@ -11,17 +11,6 @@ from torch import Tensor
 
 from mmau.scan.backend import ScanBackend
 
-__all__ = [
-    "BACKEND",
-    "CHUNK",
-    "INTERPRETED",
-    "backward_kernel",
-    "forward_kernel",
-    "gated_scan",
-    "launch_options",
-    "scan",
-]
-
 # Triton compiles these functions itself; their arguments have no Python types to check.
 # mypy: ignore-errors
 
@@ -251,13 +240,6 @@ def launch_options(d: int, n: int) -> dict[str, int]:
     for its own result in each frame, and only other programs can fill the gap. The inputs of the
     next frames are fetched ahead (`STAGES`). Fused multiply-add is asked for, because Triton is
     about to change what it does when nothing is said.
-
-    Args:
-        d: Number of channels.
-        n: Number of states per channel.
-
-    Returns:
-        `BLOCK_D`, `BLOCK_N`, `STAGES` and the options of the compiler.
     """
     block_n = _power_of_two(n)
     block_d = min(_power_of_two(d), max(4, 256 // block_n))
@@ -556,19 +538,6 @@ def scan(
     Differentiable once in every tensor. The tensors may have different floating dtypes, such as
     bfloat16 activations and a float32 `A`: the arithmetic and the state are float32, and each
     gradient has the dtype of its tensor.
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta: `(b, t, d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `(b, t)`, True where the state before a frame is dropped.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` in the dtype of `x`, and the final state `(b, d, n)` in float32.
     """
     return _run(x, delta, A, B, C, initial_state, reset, None, None, discretization)
 
@@ -592,21 +561,6 @@ def gated_scan(
     $\Delta = \text{softplus}(\text{delta logits} + \text{delta bias})$, without writing either to
     memory. A gate logit of `inf` opens the gate, a step logit of `-inf` freezes the state: that is
     how a caller expresses absent audio and masked frames.
-
-    Args:
-        x: `(b, t, d)`, input.
-        delta_logits: `(b, t, d)`, step size before bias and softplus.
-        delta_bias: `(d,)`, bias of the step size.
-        A: `(d, n)`, negative.
-        B: `(b, t, n)`, input projection.
-        C: `(b, t, n)`, output projection.
-        gate_logits: `(b, t, d)`, gate of the input before the sigmoid, or `None` for no gate.
-        initial_state: `(b, d, n)` or `None` for zeros.
-        reset: `(b, t)`, True where the state before a frame is dropped.
-        discretization: `"zoh"` or `"euler"`.
-
-    Returns:
-        `y` `(b, t, d)` in the dtype of `x`, and the final state `(b, d, n)` in float32.
     """
     return _run(
         *(x, delta_logits, A, B, C, initial_state, reset, gate_logits, delta_bias), discretization

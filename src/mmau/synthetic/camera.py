@@ -7,13 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "apply_exposure",
-    "draw_cutaway",
-    "draw_exposure",
-    "draw_view",
-]
-
 _KNOT_SECONDS = 0.6
 # Standard deviations of the motion: rotation in radians, zoom, and shifts in half pictures. Cut at
 # two of them, the view stays on the canvas of `FaceWarp`.
@@ -40,19 +33,7 @@ def draw_view(
     strength: float = 1.0,
     mirrored: bool = False,
 ) -> Tensor:
-    """Draw slow head and camera motion: rotation, zoom and shift.
-
-    Args:
-        rng: Source of all draws.
-        length: Number of frames.
-        fps: Frames per second.
-        scale: Side of the picture over side of the canvas, in (0, 1].
-        strength: Multiplies the motion; 0 holds still.
-        mirrored: Whether left and right are swapped.
-
-    Returns:
-        `(t, 2, 3)` float32, for `FaceWarp.render`.
-    """
+    """Draw slow head and camera motion: rotation, zoom and shift."""
     angle, zoom, right, down = strength * _drift(rng, length, fps, 4).T
     cosine = scale * (1 + _ZOOM * zoom) * np.cos(_ROTATION * angle)
     sine = scale * (1 + _ZOOM * zoom) * np.sin(_ROTATION * angle)
@@ -66,30 +47,12 @@ def draw_view(
 def draw_exposure(
     rng: np.random.Generator, length: int, fps: float, *, strength: float
 ) -> np.ndarray:
-    """Draw a slow change of brightness.
-
-    Args:
-        rng: Source of all draws.
-        length: Number of frames.
-        fps: Frames per second.
-        strength: Standard deviation, as a share.
-
-    Returns:
-        `(t,)` float32 gains around 1.
-    """
+    """Draw a slow change of brightness."""
     return (1 + strength * _drift(rng, length, fps, 1)[:, 0]).astype(np.float32)
 
 
 def apply_exposure(frames: Tensor, gains: np.ndarray) -> Tensor:
-    """Multiply the brightness of each frame.
-
-    Args:
-        frames: `(t, h, w, 3)` uint8.
-        gains: `(t,)`.
-
-    Returns:
-        `(t, h, w, 3)` uint8.
-    """
+    """Multiply the brightness of each frame."""
     levels = np.arange(256, dtype=np.float32)[None] * gains[:, None]
     table = torch.from_numpy(np.clip(levels + 0.5, 0, 255).astype(np.uint8))
     # A look-up per frame is faster than a round trip through float.
@@ -97,16 +60,7 @@ def apply_exposure(frames: Tensor, gains: np.ndarray) -> Tensor:
 
 
 def draw_cutaway(rng: np.random.Generator, length: int, size: int) -> np.ndarray:
-    """Draw a plain picture without a face: soft blotches of two colours, grain and flicker.
-
-    Args:
-        rng: Source of all draws.
-        length: Number of frames.
-        size: Side of the square picture in pixels.
-
-    Returns:
-        `(t, size, size, 3)` uint8.
-    """
+    """Draw a plain picture without a face: soft blotches of two colours, grain and flicker."""
     colours = rng.uniform(40, 200, (2, 3)).astype(np.float32)
     blotches = torch.from_numpy(rng.uniform(0, 1, (1, 1, 4, 4)).astype(np.float32))
     smooth = F.interpolate(blotches, size=(size, size), mode="bicubic", align_corners=True)

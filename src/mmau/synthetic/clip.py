@@ -18,14 +18,6 @@ from mmau.synthetic.photographs import PHOTOGRAPHS
 from mmau.synthetic.sounds import draw_waveform
 from mmau.synthetic.timeline import Event, draw_events, draw_hidden, intensities_at
 
-__all__ = [
-    "ClipPlan",
-    "SyntheticClip",
-    "plan_clip",
-    "render_clip",
-    "render_face",
-]
-
 _STREAMS = (
     "look",
     "events",
@@ -242,12 +234,6 @@ def _put_something_in_front(
 
 def hidden_ranges(hidden: np.ndarray) -> list[tuple[int, int]]:
     """List the runs of true values.
-
-    Args:
-        hidden: `(t,)` bool.
-
-    Returns:
-        First index and index after the last, per run.
 
     Examples:
         >>> hidden_ranges(np.array([True, False, True, True]))

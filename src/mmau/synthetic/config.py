@@ -6,10 +6,6 @@ from dataclasses import dataclass, fields
 
 from mmau._checks import check_range
 
-__all__ = [
-    "SyntheticConfig",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:

@@ -15,13 +15,6 @@ import numpy as np
 from mmau.action_units import AU_NAMES
 from mmau.synthetic.face_template import FaceTemplate
 
-__all__ = [
-    "BUMPS",
-    "Bump",
-    "au_displacements",
-    "identity_displacement",
-]
-
 # Anatomical names of the vertices that bumps hang on, image right (the subject's left).
 INNER_BROW, MID_BROW, OUTER_BROW = 336, 334, 300
 UPPER_LID, LOWER_LID, OUTER_EYE = 386, 374, 263
@@ -139,14 +132,7 @@ def _jaw_drop(template: FaceTemplate) -> np.ndarray:
 
 
 def au_displacements(template: FaceTemplate) -> np.ndarray:
-    """Compute how far each Action Unit moves each vertex at full intensity.
-
-    Args:
-        template: The neutral face.
-
-    Returns:
-        `(12, 468, 2)` float64 in template units, y up, in the order of `AU_NAMES`.
-    """
+    """Compute how far each Action Unit moves each vertex at full intensity."""
     moved = np.zeros((len(AU_NAMES), *template.vertices.shape))
     for index, name in enumerate(AU_NAMES):
         for bump in BUMPS[name]:
@@ -160,13 +146,6 @@ def identity_displacement(template: FaceTemplate, rng: np.random.Generator) -> n
 
     Face width, jaw width, face height, brow height and mouth height each get a normal draw,
     cut at two standard deviations.
-
-    Args:
-        template: The neutral face.
-        rng: Source of the five draws.
-
-    Returns:
-        `(468, 2)` float64 in template units, symmetric.
     """
     x, y = template.vertices.T
     width, jaw, height, brow, mouth = np.clip(rng.standard_normal(5), -2, 2)

@@ -14,14 +14,6 @@ import numpy as np
 from mmau._optional import require
 from mmau.synthetic.photographs import NUM_VERTICES
 
-__all__ = [
-    "INNER_LOWER_LIP",
-    "INNER_UPPER_LIP",
-    "FaceTemplate",
-    "Placement",
-    "build_template",
-]
-
 OUTER_EYES = (33, 263)
 """Vertices of the outer eye corners: image left, image right."""
 EYE_DISTANCE = 8.9
@@ -66,37 +58,16 @@ class Placement:
         return float(np.hypot(self.matrix[0, 0], self.matrix[1, 0]))
 
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
-        """Map template points to pixels.
-
-        Args:
-            points: `(..., 2)` in template units.
-
-        Returns:
-            `(..., 2)` in pixels.
-        """
+        """Map template points to pixels."""
         return np.asarray(points @ self.matrix.T + self.offset)
 
     def to_template(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels to template points.
-
-        Args:
-            pixels: `(..., 2)` in pixels.
-
-        Returns:
-            `(..., 2)` in template units.
-        """
+        """Map pixels to template points."""
         return np.asarray((pixels - self.offset) @ np.linalg.inv(self.matrix).T)
 
     @classmethod
     def of(cls, mesh: np.ndarray) -> Placement:
-        """Read the similarity off the outer eye corners of a mesh.
-
-        Args:
-            mesh: `(468, 2)` in pixels.
-
-        Returns:
-            The similarity that puts the template's eye corners on those of the mesh.
-        """
+        """Read the similarity off the outer eye corners of a mesh."""
         left, right = (np.asarray(mesh[v], dtype=np.float64) for v in OUTER_EYES)
         x_axis = (right - left) / EYE_DISTANCE
         matrix = np.array([[x_axis[0], x_axis[1]], [x_axis[1], -x_axis[0]]])
@@ -124,14 +95,7 @@ class FaceTemplate:
         return float(self.vertices[MOUTH_CORNERS[1], 0])
 
     def mouth_line(self, x: np.ndarray) -> np.ndarray:
-        """Height of the closed mouth at a position.
-
-        Args:
-            x: Positions in units; outside the mouth the height of its corner holds.
-
-        Returns:
-            Heights in units, of the shape of `x`.
-        """
+        """Height of the closed mouth at a position."""
         contour = self.vertices[list(INNER_UPPER_LIP)] + self.vertices[list(INNER_LOWER_LIP)]
         return np.asarray(np.interp(x, contour[:, 0] / 2, contour[:, 1] / 2))
 
@@ -152,17 +116,6 @@ def build_template(meshes: Sequence[np.ndarray], *, mouth_closed: Sequence[bool]
 
     Where the mouth of some mesh is open, the mouth region of the template comes from the closed
     ones alone, and `closing` tells how to warp the open ones to that shape.
-
-    Args:
-        meshes: Each `(468, 2)` in pixels of its own image.
-        mouth_closed: For each mesh, whether its lips touch; at least one must.
-
-    Returns:
-        The template.
-
-    Raises:
-        ValueError: If a shape is wrong or no mouth is closed.
-        RuntimeError: If left and right vertices cannot be paired.
     """
     for mesh in meshes:
         if mesh.shape != (NUM_VERTICES, 2):

@@ -26,12 +26,6 @@ from mmau.synthetic.face_template import (
 )
 from mmau.synthetic.photographs import PHOTOGRAPHS, load_mesh, load_photograph
 
-__all__ = [
-    "Face",
-    "FaceWarp",
-    "load_faces",
-]
-
 CANVAS_MARGIN = 1.25
 """Canvas side over picture side, so that head and camera motion never show its edge."""
 GRID_STEP = 2
@@ -79,18 +73,7 @@ def load_faces() -> tuple[Face, ...]:
 
 
 class FaceWarp:
-    """One identity made from one photograph, ready to be rendered with any intensities.
-
-    Args:
-        face: The photograph and its mesh.
-        size: Side of the square picture in pixels, even.
-        face_height: Height of the mesh, forehead to chin, as a share of the picture.
-        identity: Random generator that draws the proportions, or `None` for the photograph's own.
-        identity_strength: Multiplies the drawn change.
-
-    Raises:
-        ValueError: If `size` is odd or below 32, or `face_height` is not in `(0, 1]`.
-    """
+    """One identity made from one photograph, ready to be rendered with any intensities."""
 
     def __init__(
         self,
@@ -133,16 +116,7 @@ class FaceWarp:
         self._moves = torch.from_numpy(moves.astype(np.float32))
 
     def vertices(self, intensities: Tensor, view: Tensor | None = None) -> Tensor:
-        """Compute where the mesh is in the rendered pictures.
-
-        Args:
-            intensities: `(t, 12)`, 0 to 1.
-            view: `(t, 2, 3)`, as in `render`.
-
-        Returns:
-            `(t, 468, 2)` float32 in pixels of the picture. A mirrored view swaps the vertices, so
-            that a vertex of the image's left stays on the left.
-        """
+        """Compute where the mesh is in the rendered pictures."""
         moved = self._neutral + torch.einsum("tc,cvx->tvx", intensities.float(), self._moves)
         view = self._view(len(intensities), view)
         placed = torch.linalg.solve(
@@ -155,20 +129,7 @@ class FaceWarp:
         return torch.where(mirrored[:, None, None], swapped, placed)
 
     def render(self, intensities: Tensor, view: Tensor | None = None, *, batch: int = 32) -> Tensor:
-        """Render one picture per row of intensities.
-
-        Args:
-            intensities: `(t, 12)`, 0 to 1, in the order of `AU_NAMES`.
-            view: `(t, 2, 3)`, affine maps from the picture to the canvas, both in coordinates that
-                run from -1 to 1; `None` looks at the middle of the canvas, upright.
-            batch: Pictures per pass.
-
-        Returns:
-            `(t, size, size, 3)` uint8 RGB.
-
-        Raises:
-            ValueError: If a shape is wrong.
-        """
+        """Render one picture per row of intensities."""
         check_shapes(intensities=(intensities, f"t {len(AU_NAMES)}"))
         view = self._view(len(intensities), view)
         pictures = torch.empty(len(intensities), self.size, self.size, 3, dtype=torch.uint8)

@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
 from mmau.synthetic.clip import ClipPlan, hidden_ranges
 from mmau.synthetic.photographs import PHOTOGRAPHS
 from mmau.synthetic.timeline import Event, intensities_at
-
-__all__ = [
-    "TRUTH_FILE",
-    "read_truth",
-    "write_readme",
-    "write_truth",
-]
 
 TRUTH_FILE = "truth.json"
 """Written last: a folder that has it is complete."""
@@ -49,20 +42,14 @@ The photographs:
 
 
 def write_truth(path: Path, settings: Mapping[str, Any], plans: Mapping[str, ClipPlan]) -> None:
-    """Write `truth.json`.
-
-    Args:
-        path: Where to write; the file appears only when it is complete.
-        settings: Everything needed to render the same data again.
-        plans: Name of a clip to its plan.
-    """
+    """Write `truth.json`."""
     document = {
         "settings": dict(settings),
         "au_names": list(AU_NAMES),
         "photographs": {name: asdict(info) for name, info in PHOTOGRAPHS.items()},
         "clips": {name: _as_json(plan) for name, plan in plans.items()},
     }
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -118,13 +105,7 @@ def read_truth(root: str | Path) -> dict[str, ClipPlan]:
 
 
 def write_readme(path: Path, *, num_train: int, num_validation: int) -> None:
-    """Write `README.txt`: what the data are, what they are not, and whom to credit.
-
-    Args:
-        path: Where to write.
-        num_train: Number of training clips.
-        num_validation: Number of validation clips.
-    """
+    """Write `README.txt`: what the data are, what they are not, and whom to credit."""
     credits_text = "\n".join(
         f"- {info.title}. {info.credit}. {info.licence}. Loaded with {info.source}."
         for info in PHOTOGRAPHS.values()
@@ -132,5 +113,5 @@ def write_readme(path: Path, *, num_train: int, num_validation: int) -> None:
     text = _README.format(
         num_train=num_train, num_validation=num_validation, truth=TRUTH_FILE, credits=credits_text
     )
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mmau._checks import check_range
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau._optional import require
-
-__all__ = [
-    "write_movie",
-]
 
 _AAC_BLOCK = 1024
 
@@ -61,7 +57,7 @@ def write_movie(
     av = require("av", purpose="rendering clips", extra="recipes")
     rate = Fraction(fps).limit_denominator(10_000)
     with (
-        whole_file(path) as unfinished,
+        atomic_write(path) as unfinished,
         av.open(str(unfinished), "w", format="mp4") as container,
     ):
         video = container.add_stream("libx264", rate=rate)

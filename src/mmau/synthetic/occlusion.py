@@ -8,11 +8,6 @@ import torch.nn.functional as F
 
 from mmau._checks import check_range
 
-__all__ = [
-    "draw_occluders",
-    "occlude",
-]
-
 
 def draw_occluders(
     rng: np.random.Generator,
@@ -24,20 +19,6 @@ def draw_occluders(
     num_vertices: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw when something covers the face, where, and how much, without looking at the events.
-
-    Args:
-        rng: Source of all draws.
-        times: `(t,)`, seconds, ascending.
-        share: Share of the time in which something is in front of the face, in [0, 1].
-        seconds: How long it stays at one place.
-        radius: Its radius as a share of the height of the face.
-        num_vertices: Number of places, vertices of the face mesh, that it may be centred on.
-
-    Returns:
-        `(t,)` int64, the vertex, -1 for nothing; `(t,)` float64, the radius, 0 for nothing.
-
-    Raises:
-        ValueError: If `share` is outside of [0, 1].
 
     Examples:
         >>> times = np.arange(600) / 15
@@ -68,15 +49,7 @@ def occlude(
     vertex: np.ndarray,
     radius: np.ndarray,
 ) -> None:
-    """Paint what `draw_occluders` drew over the pictures, in place; it moves with the face.
-
-    Args:
-        rng: Source of the textures, one per place.
-        frames: `(t, h, w, 3)` uint8, changed.
-        mesh: `(t, v, 2)`, face mesh in pixels, x then y; NaN where the face is hidden.
-        vertex: `(t,)`, centre, -1 for nothing.
-        radius: `(t,)`, as a share of the height of the face.
-    """
+    """Paint what `draw_occluders` drew over the pictures, in place; it moves with the face."""
     height, width = frames.shape[1:3]
     rows, columns = np.mgrid[0:height, 0:width]
     texture, before = None, -1

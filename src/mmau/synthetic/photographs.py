@@ -17,15 +17,6 @@ from mmau._checks import check_choice
 from mmau._optional import require
 from mmau.media.mediapipe import quiet_native_stderr
 
-__all__ = [
-    "NUM_VERTICES",
-    "PHOTOGRAPHS",
-    "PhotographInfo",
-    "find_mesh",
-    "load_mesh",
-    "load_photograph",
-]
-
 _require = partial(require, purpose="rendering clips", extra="recipes")
 
 NUM_VERTICES = 468
@@ -119,16 +110,6 @@ def find_mesh(
     """Find MediaPipe's face mesh in an image: detector, square crop around the face, mesh.
 
     FaceMesh alone loses small faces, hence the crop. Of several faces the largest is taken.
-
-    Args:
-        image: `(h, w, 3)`, uint8 RGB.
-        crop_scales: Sides of the square crop in detected boxes; the meshes of all are averaged.
-
-    Returns:
-        `(468, 2)` float32, x right and y down in pixels of `image`, or `None` if no face is found.
-
-    Raises:
-        MissingDependencyError: If MediaPipe is not installed.
     """
     detection = _require(
         "mediapipe.python.solutions.face_detection", purpose="rendering clips", extra="recipes"
@@ -188,18 +169,7 @@ def _mesh_of(name: str) -> Any:
 
 
 def load_mesh(name: str) -> np.ndarray:
-    """Find the mesh of one of the photographs, once per process.
-
-    Args:
-        name: A key of `PHOTOGRAPHS`.
-
-    Returns:
-        `(468, 2)` float32, in pixels of `load_photograph(name)`, read-only.
-
-    Raises:
-        ValueError: If there is no such photograph.
-        RuntimeError: If MediaPipe finds no face in it.
-    """
+    """Find the mesh of one of the photographs, once per process."""
     check_choice("name", name, PHOTOGRAPHS)
     mesh: np.ndarray = _mesh_of(name)
     return mesh

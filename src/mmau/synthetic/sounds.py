@@ -9,12 +9,6 @@ import numpy as np
 from mmau._checks import check_choice, check_range
 from mmau.synthetic.timeline import BELLS, Event
 
-__all__ = [
-    "SOUNDS",
-    "draw_waveform",
-    "make_sound",
-]
-
 SOUNDS = ("gasp", "laugh", "sigh")
 """Names of the sounds; caricatures of noises people make, without words."""
 
@@ -33,17 +27,6 @@ def _band_noise(
 
 def make_sound(kind: str, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Synthesise one sound.
-
-    Args:
-        kind: One of `SOUNDS` or `BELLS`.
-        rng: Source of the noise in it.
-        sample_rate: Samples per second, in Hz.
-
-    Returns:
-        `(n,)` float64 in [-1, 1], 0.35 to 1 second long.
-
-    Raises:
-        ValueError: If there is no such sound, or the sample rate is below 8 kHz.
 
     Examples:
         >>> make_sound("sigh", np.random.default_rng(0), 16_000).shape
@@ -77,21 +60,7 @@ def draw_waveform(
     sample_rate: int = 44_100,
     noise: float = 0.003,
 ) -> np.ndarray:
-    """Render the sound track: the sound of each event at its time, over faint noise.
-
-    Args:
-        events: What happens; silent events add nothing.
-        rng: Source of the noise and of the loudness, 60 to 100 %, of each sound.
-        duration: Length in seconds.
-        sample_rate: Samples per second, in Hz.
-        noise: Standard deviation of the background, full scale being 1.
-
-    Returns:
-        `(n,)` float32 in [-1, 1].
-
-    Raises:
-        ValueError: If `duration` is not positive or an event's sound is unknown.
-    """
+    """Render the sound track: the sound of each event at its time, over faint noise."""
     check_range("duration", duration, 0, open_low=True)
     waveform = noise * rng.standard_normal(round(duration * sample_rate))
     for event in events:

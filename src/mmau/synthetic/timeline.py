@@ -15,18 +15,6 @@ from mmau._checks import check_range
 from mmau.action_units import AU_NAMES
 from mmau.synthetic.config import SyntheticConfig
 
-__all__ = [
-    "BELLS",
-    "CUE",
-    "DISTRACTOR",
-    "EPISODES",
-    "Episode",
-    "Event",
-    "draw_events",
-    "draw_hidden",
-    "intensities_at",
-]
-
 
 @dataclass(frozen=True)
 class Episode:

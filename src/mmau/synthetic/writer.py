@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmau._checks import check_range
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
 from mmau.progress import ProgressCallback
 from mmau.synthetic.clip import DEFAULT_SIZE, plan_clip, render_clip
@@ -23,10 +23,6 @@ from mmau.synthetic.face_warp import Face, load_faces
 from mmau.synthetic.manifest import TRUTH_FILE, write_readme, write_truth
 from mmau.synthetic.movie import write_movie
 from mmau.synthetic.photographs import PHOTOGRAPHS
-
-__all__ = [
-    "render_dataset",
-]
 
 _FORMAT = 1
 _PLAN_FILE = ".rendering.json"
@@ -181,7 +177,7 @@ def _claim(root: Path, settings: dict[str, Any]) -> bool:
         raise ValueError(
             f"'{root}' holds files that are no synthetic data; choose a new or empty folder."
         )
-    with whole_file(root / _PLAN_FILE) as unfinished:
+    with atomic_write(root / _PLAN_FILE) as unfinished:
         unfinished.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
     return False
 
@@ -230,5 +226,5 @@ def _render_all(todo: Sequence[_Job], jobs: int) -> Iterator[str]:
 
 def _write_annotation(path: Path, labels: np.ndarray) -> None:
     rows = [",".join(AU_NAMES), *(",".join(map(str, row)) for row in labels.tolist())]
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")

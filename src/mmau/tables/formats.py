@@ -19,18 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
 from mmau.tables.label_conventions import AnnotationError
-
-__all__ = [
-    "ForeignAUTable",
-    "PredictedTable",
-    "read_openface",
-    "read_pyfeat",
-    "write_openface",
-    "write_pyfeat",
-]
 
 _ROW_COLUMNS = ("frames", "face_ids", "timestamps", "confidence", "success")
 
@@ -489,6 +480,6 @@ def _number(value: float) -> float:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> Path:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     return path

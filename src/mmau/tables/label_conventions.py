@@ -19,18 +19,6 @@ import numpy.typing as npt
 from mmau._checks import check_range
 from mmau.action_units import AU_NAMES
 
-__all__ = [
-    "BP4D_UNKNOWN",
-    "DISFA_PRESENT_FROM",
-    "AnnotationError",
-    "NumberedLabels",
-    "labels_from_intensity",
-    "labels_from_occurrence",
-    "read_bp4d",
-    "read_disfa",
-    "read_lines",
-]
-
 
 class AnnotationError(ValueError):
     """An annotation or submission file does not say what it should; names the file and the line."""
@@ -109,16 +97,6 @@ def labels_from_occurrence(
 ) -> npt.NDArray[np.int8]:
     """Turn occurrence codes into 1, 0 and -1.
 
-    Args:
-        values: `(...)`, 0 for not active, 1 for active, or a code for unknown.
-        unknown: Codes that mean "unknown", besides -1.
-
-    Returns:
-        `(...)`, int8.
-
-    Raises:
-        ValueError: If a value is anything else; nothing is guessed from it.
-
     Examples:
         >>> labels_from_occurrence([0, 1, 9, 999, -1]).tolist()
         [0, 1, -1, -1, -1]
@@ -141,17 +119,6 @@ def labels_from_intensity(
     unknown: Sequence[int] = BP4D_UNKNOWN,
 ) -> npt.NDArray[np.int8]:
     """Turn FACS intensities into 1, 0 and -1.
-
-    Args:
-        values: `(...)`, 0 (absent) to 5 (E, maximal), or a code for unknown.
-        present_from: Smallest intensity that counts as active, 1 to 5.
-        unknown: Codes that mean "unknown", besides -1.
-
-    Returns:
-        `(...)`, int8.
-
-    Raises:
-        ValueError: If a value is anything else.
 
     Examples:
         >>> labels_from_intensity([0, 1, 2, 5, 9]).tolist()

@@ -9,16 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmau._files import whole_file
+from mmau._files import atomic_write
 from mmau._optional import require
-
-__all__ = [
-    "MetricsLog",
-    "StepBar",
-    "read_metrics",
-    "step_bar",
-    "tensorboard_writer",
-]
 
 
 class StepBar(Protocol):
@@ -120,7 +112,7 @@ class MetricsLog:
         if not active:
             return
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-        with whole_file(self.path) as partial:
+        with atomic_write(self.path) as partial:
             partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._stream = self.path.open("a", encoding="utf-8")
 

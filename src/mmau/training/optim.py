@@ -16,14 +16,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from mmau._checks import check_range
 
-__all__ = [
-    "SubmoduleAverage",
-    "parameter_groups",
-    "set_learning_rates",
-    "warmup_cosine",
-    "warmup_cosine_factor",
-]
-
 
 def warmup_cosine_factor(
     step: int,

@@ -20,8 +20,6 @@ from mmau._checks import check_range
 from mmau.encoders.backbone import count_parameters
 from mmau.models import AUDetector, DetectorConfig, build_detector
 
-__all__ = ["Cost", "StepPlan", "measure_cost", "plan_step"]
-
 GIBI = 2**30
 _SHARE_THAT_CAN_BE_FILLED = 0.9
 """An allocator cannot fill a device to the last byte, and libraries take their own part."""

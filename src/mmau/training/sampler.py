@@ -15,16 +15,6 @@ from torch.utils.data import Sampler
 
 from mmau._checks import check_range
 
-__all__ = [
-    "ItemKey",
-    "MicroBatchSampler",
-    "StepOrder",
-    "gather_by_name",
-    "rank_and_size",
-    "share_longest_first",
-    "sum_over_ranks",
-]
-
 T = TypeVar("T")
 
 

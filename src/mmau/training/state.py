@@ -17,21 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_range
-from mmau._files import whole_file
-
-__all__ = [
-    "BestSoFar",
-    "HasState",
-    "NotFiniteError",
-    "Resumable",
-    "StateFileError",
-    "StateFiles",
-    "check_finite",
-    "differing_settings",
-    "restore_tensors",
-    "seed_everything",
-    "trainable_tensors",
-]
+from mmau._files import atomic_write
 
 
 def seed_everything(*numbers: int) -> None:
@@ -430,7 +416,7 @@ class StateFiles:
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, "step": step, "state": dict(state)}, buffer)
         try:
-            with whole_file(path) as partial, partial.open("wb") as stream:
+            with atomic_write(path) as partial, partial.open("wb") as stream:
                 stream.write(buffer.getbuffer())
                 stream.flush()
                 os.fsync(stream.fileno())
