@@ -269,7 +269,7 @@ def test_opcheck(backend, fused):
     reset = torch.rand(2, 6) < 0.3
     extra = [torch.randn(2, 6, 5).requires_grad_(), torch.randn(5).requires_grad_()]
     given = (x, delta, A, B, C, h, reset, *(extra if fused else [None, None]), True)
-    torch.library.opcheck(backend._scan_op, (*given, True))
+    torch.library.opcheck(backend._OPERATOR.operator, (*given, True))
 
 
 def test_compiles_as_one_graph():

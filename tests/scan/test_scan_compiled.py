@@ -262,9 +262,9 @@ def y_of(inputs, backend, initial_state=None):
 def test_opcheck(compiled, zoh, with_reset):
     inputs = make(requires_grad=True)
     reset = torch.rand(2, 11) < 0.3 if with_reset else None
-    torch.library.opcheck(compiled_scan._scan_op, (*inputs, reset, zoh, 3, True))
+    torch.library.opcheck(compiled_scan._OPERATOR.operator, (*inputs, reset, zoh, True))
     detached = [v.detach() for v in inputs]
-    torch.library.opcheck(compiled_scan._scan_op, (*detached, reset, zoh, 3, False))
+    torch.library.opcheck(compiled_scan._OPERATOR.operator, (*detached, reset, zoh, False))
 
 
 def test_compiles_as_one_graph(compiled):

@@ -378,8 +378,10 @@ def test_unused_outputs_give_no_gradient_of_their_own():
 def test_opcheck(zoh_, with_reset):
     inputs = make(requires_grad=True)
     reset = torch.rand(2, 11) < 0.3 if with_reset else None
-    torch.library.opcheck(chunked._scan_op, (*inputs, reset, zoh_, True))
-    torch.library.opcheck(chunked._scan_op, (*(v.detach() for v in inputs), reset, zoh_, False))
+    torch.library.opcheck(chunked._OPERATOR.operator, (*inputs, reset, zoh_, True))
+    torch.library.opcheck(
+        chunked._OPERATOR.operator, (*(v.detach() for v in inputs), reset, zoh_, False)
+    )
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
@@ -463,8 +465,8 @@ def test_the_operator_of_the_compiler_and_the_eager_path_give_the_same_bits(zoh_
     eager, operator = (
         run(*inputs, None, zoh_, True)
         for run in (
-            lambda *v: chunked._EagerScan.apply(*v),
-            lambda *v: chunked._scan_op(*v),
+            lambda *v: chunked._OPERATOR.eager.apply(*v),
+            lambda *v: chunked._OPERATOR.operator(*v),
         )
     )
     for one, other in zip(eager, operator, strict=True):

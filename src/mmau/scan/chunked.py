@@ -1,20 +1,14 @@
-"""The chunked scan in front of autograd, and as one node in front of compilers and exporters.
-
-Both sides call the same kernels. The operator is not used eagerly, because its dispatch costs as
-much as scanning a hundred frames.
-"""
+"""The default scan: chunks of frames in plain PyTorch, with a backward by hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from mmau.scan.backend import ScanBackend
+from mmau.scan.backend import ScanBackend, ScanOperator
 
 WORK_ELEMENTS = 1 << 18
 """Elements of one work buffer: 1 MiB in float32, measured best on machines with 1-2 MiB of L2."""
@@ -31,7 +25,7 @@ class _Sizes(NamedTuple):
     length: int
     chunks: int
     kept_frames: int
-    """Room for `h` and `w` of the frames of the last chunk, or 0."""
+    """Frames of the last chunk whose `h` and `w` are kept, or 0."""
 
 
 def _sizes(num_clips: int, num_frames: int, d: int, n: int) -> _Sizes:
@@ -99,7 +93,7 @@ class _Frames:
         return not total.item() > 0.25, not amplified.amax().item() < 400.0
 
     def buffers(self, count: int) -> tuple[Tensor, ...]:
-        """Allocate work memory, all at once: an allocator returns small pieces to the system."""
+        """Allocate work memory, all at once: an allocator returns small blocks to the system."""
         state = self.num_clips, self.n, self.d
         return self.x.new_empty(count, self.length, *state).unbind(0)
 
@@ -180,19 +174,19 @@ def _scan(frames: _Frames, h: Tensor, y: Tensor, kept: Tensor | None) -> Tensor:
     work = frames.buffers(1 if memory and memory.last_of == 1 else 2)
     for index, chunk in enumerate(frames.chunks):
         w, v = (buffer[: chunk.stop - chunk.start] for buffer in (work[0], work[-1]))
-        spare = w
+        scratch = w
         if memory is not None:
             memory.starts[index].copy_(h)
             if index + 1 == memory.last_of:
                 w, v = memory.last(chunk)
-                # Room that this clip does not need holds no accidental numbers.
+                # Frames that this clip does not have hold no accidental numbers.
                 memory.w[len(w) :].zero_()
                 memory.h[len(v) :].zero_()
         frames.factor(chunk, w)
         frames.target(chunk, v)
         # Copied, because the next chunk overwrites the buffer that the last state lives in.
         h = frames.run(chunk, h, w, v, out=v).clone()
-        torch.sum(torch.mul(v, frames.C[chunk], out=spare), 2, out=y.transpose(0, 1)[chunk])
+        torch.sum(torch.mul(v, frames.C[chunk], out=scratch), 2, out=y.transpose(0, 1)[chunk])
     return h
 
 
@@ -246,7 +240,7 @@ def scan_backward(
     with $u = \Delta r$ and $q = u - w$, which `_lag` computes without cancellation. Where it
     matters, each of $a$, $w$ and $q$ has all its digits, so that gradients are exact for steps of
     1e-6, where $w$ and $u$ agree in all but the last, and of 20, where $a$ is 1e-9. Elsewhere
-    $a (v - h_{t-1}) = v - h_t$, and $r \, \partial A = \sum G w v - \Delta G r (v - h_t)$, spare
+    $a (v - h_{t-1}) = v - h_t$, and $r \, \partial A = \sum G w v - \Delta G r (v - h_t)$, save
     six passes.
     """
     grads = tuple(
@@ -269,12 +263,12 @@ def _fill_gradients(
     memory = _Kept(frames, kept)
     zoh, drop = frames.zoh, None
     hardly_moves, forgets = frames.precautions() if zoh else (False, False)
-    # What is not asked for again makes room for what comes, unless it is kept for a second backward
-    # or one of the cautious paths needs it to the end.
-    makes_room = zoh and not (hardly_moves or forgets or memory.last_of > 0)
+    # What is not read again is overwritten, unless it is kept for a second backward or one of the
+    # cautious paths needs it to the end.
+    reuses_buffers = zoh and not (hardly_moves or forgets or memory.last_of > 0)
     # One sum over all frames at the end, instead of one for each chunk.
     sum_A, *buffers = frames.buffers(
-        2 + 2 * (not makes_room) + 2 * hardly_moves + 2 * (memory.last_of != 1)
+        2 + 2 * (not reuses_buffers) + 2 * hardly_moves + 2 * (memory.last_of != 1)
     )
     sum_A.zero_()
 
@@ -287,37 +281,37 @@ def _fill_gradients(
         else:
             h, w = others[-2], frames.factor(chunk, others[-1])
             frames.run(chunk, memory.starts[index], w, v, out=h)
-        G, spare = (h, w) if makes_room else others[:2]
+        G, scratch = (h, w) if reuses_buffers else others[:2]
         if frames.reset is not None:
             drop = frames.reset[chunk]
 
         if zoh:
             S = others[2] if hardly_moves else v
             if forgets:
-                spare[0].copy_(memory.starts[index])
-                spare[1:].copy_(h[:-1])
+                scratch[0].copy_(memory.starts[index])
+                scratch[1:].copy_(h[:-1])
                 if drop is not None:
-                    spare.masked_fill_(drop, 0.0)
-                torch.sub(v, spare, out=S).mul_(frames.fast_decay(chunk, spare))
+                    scratch.masked_fill_(drop, 0.0)
+                torch.sub(v, scratch, out=S).mul_(frames.fast_decay(chunk, scratch))
             else:
                 torch.sub(v, h, out=S)
             torch.sum(torch.mul(h, grad_y[chunk], out=G), 3, out=grad_C[chunk])
             torch.mul(grad_y[chunk], C, out=G)
             loss = w if drop is None else torch.masked_fill(w, drop, 1.0)
-            carried = _adjoint(G, loss, carried, spare)
+            carried = _adjoint(G, loss, carried, scratch)
             torch.sum(S.mul_(G).mul_(frames.rate), 2, out=grad_delta[chunk])
             if hardly_moves:
-                u = torch.mul(delta, frames.rate, out=spare)
+                u = torch.mul(delta, frames.rate, out=scratch)
                 q = _lag(u, w, S, others[3])
                 dA.addcmul_(u.mul_(h).addcmul_(q, v, value=-1), G)
             else:
                 dA.addcmul_(S, delta, value=-1)
             P = G.mul_(w).mul_(frames.inverse)
-            entering = torch.mul(P, B, out=spare)
+            entering = torch.mul(P, B, out=scratch)
             torch.sum(entering, 2, out=grad_x[chunk])
             if not hardly_moves:
                 dA.addcmul_(entering, x)
-            torch.sum(torch.mul(P, x, out=spare), 3, out=grad_B[chunk])
+            torch.sum(torch.mul(P, x, out=scratch), 3, out=grad_B[chunk])
         else:
             torch.sum(torch.mul(h, grad_y[chunk], out=G), 3, out=grad_C[chunk])
             torch.mul(grad_y[chunk], C, out=G)
@@ -328,7 +322,7 @@ def _fill_gradients(
                 S.masked_fill_(drop, 0.0)
             carried = _adjoint_euler(G, w if drop is None else w.masked_fill(drop, 0.0), carried)
             dA.addcmul_(S.mul_(G), delta)
-            GB = torch.mul(G, B, out=spare).sum(2)
+            GB = torch.mul(G, B, out=scratch).sum(2)
             torch.mul(GB, delta.squeeze(2), out=grad_x[chunk])
             torch.sum(S.mul_(frames.A), 2, out=grad_delta[chunk])
             grad_delta[chunk].addcmul_(GB, x.squeeze(2))
@@ -338,7 +332,7 @@ def _fill_gradients(
     return carried
 
 
-def _lag(u: Tensor, w: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+def _lag(u: Tensor, w: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
     r"""Compute `u - w` with `w = 1 - exp(-u)`, of which a subtraction leaves nothing at small `u`.
 
     There it is $u w \, (1/2 + u/12 - u^3/720 + \dots)$, and two terms suffice up to about 0.1.
@@ -348,17 +342,17 @@ def _lag(u: Tensor, w: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     not used.
     """
     tolerance = 4.5 * torch.finfo(u.dtype).eps ** 1.25
-    capped = torch.clamp(u, max=1.0, out=spare)
+    capped = torch.clamp(u, max=1.0, out=scratch)
     torch.add(u.new_full((), 0.5), capped, alpha=1 / 12, out=out).mul_(capped).mul_(w)
-    rest = torch.sub(u, w, out=spare).sub_(out)
+    rest = torch.sub(u, w, out=scratch).sub_(out)
     return out.add_(torch.ops.aten.hardshrink.out(rest, tolerance, out=rest))
 
 
-def _adjoint(G: Tensor, w: Tensor, carried: Tensor, spare: Tensor) -> Tensor:
+def _adjoint(G: Tensor, w: Tensor, carried: Tensor, scratch: Tensor) -> Tensor:
     """Run `G[t] += (1 - w[t + 1]) G[t + 1]` backwards, in place; return what the chunk before gets.
 
     `1 - w` is never rounded to a number: over a thousand frames with the same small step the
-    rounding would add up. `spare` is overwritten.
+    rounding would add up. `scratch` is overwritten.
     """
     num_frames, state_size = len(G), carried.numel()
     if num_frames * SMALL_FRAME < WORK_ELEMENTS or state_size > SMALL_FRAME:
@@ -369,7 +363,7 @@ def _adjoint(G: Tensor, w: Tensor, carried: Tensor, spare: Tensor) -> Tensor:
     whole = num_frames // side * side
     if whole < num_frames:
         carried = _adjoint_by_frame(G[whole:], w[whole:], carried)
-    segments = [t[:whole].view(-1, side, *carried.shape) for t in (G, w, spare)]
+    segments = [t[:whole].view(-1, side, *carried.shape) for t in (G, w, scratch)]
     by_frame, weights, losses = (t.unbind(1) for t in segments)
     losses[-1].zero_()
     one = w.new_ones(())
@@ -408,137 +402,7 @@ def _adjoint_euler(G: Tensor, decay: Tensor, carried: Tensor) -> Tensor:
     return decays[0] * later
 
 
-# The schema is written out because torch would evaluate annotations, which are strings here.
-# Whoever changes the number or the shapes of the outputs has to rename the operator: compilers keep
-# graphs on disk by this name, with the old shapes in them.
-@torch.library.custom_op(
-    "mmau::selective_scan_chunked",
-    mutates_args=(),
-    schema="(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? initial_state, "
-    "Tensor? reset, bool zoh, bool keep_states) -> (Tensor, Tensor, Tensor)",
-)
-def _scan_op(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    zoh: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return scan_forward(x, delta, A, B, C, initial_state, reset, zoh, keep_states)
-
-
-@_scan_op.register_fake
-def _scan_shapes(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    zoh: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (num_clips, num_frames, d), n = x.shape, A.shape[1]
-    kept = kept_elements(num_clips, num_frames, d, n) if keep_states else 0
-    return (
-        x.new_empty(num_clips, num_frames, d),
-        x.new_empty(num_clips, d, n),
-        x.new_empty(kept),
-    )
-
-
-@torch.library.custom_op(
-    "mmau::selective_scan_chunked_backward",
-    mutates_args=(),
-    schema="(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor delta, Tensor A, Tensor B, "
-    "Tensor C, Tensor kept, Tensor? reset, bool zoh) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward_op(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reset: Tensor | None,
-    zoh: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return scan_backward(grad_y, grad_state, x, delta, A, B, C, kept, reset, zoh)
-
-
-@_backward_op.register_fake
-def _backward_shapes(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reset: Tensor | None,
-    zoh: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    empty = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)
-    )
-    grad_x, grad_delta, grad_A, grad_B, grad_C = empty
-    grad_initial = x.new_empty(x.shape[0], *A.shape)
-    return grad_x, grad_delta, grad_A, grad_B, grad_C, grad_initial
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, delta, A, B, C, initial_state, reset, zoh, keep_states = inputs
-    if not keep_states:
-        return  # nothing asked for a gradient when the operator was called
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(x, delta, A, B, C, output[2], reset)
-    ctx.zoh, ctx.has_state = zoh, initial_state is not None
-
-
-def _backward_with(
-    run: Callable[..., tuple[Tensor, ...]],
-    ctx: Any,
-    grad_y: Tensor | None,
-    grad_state: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    x, delta, A, B, C, kept, reset = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(x)
-    *grads, grad_initial = run(grad_y, grad_state, x, delta, A, B, C, kept, reset, ctx.zoh)
-    return (*grads, grad_initial if ctx.has_state else None, None, None, None)
-
-
-def _backward(
-    ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    return _backward_with(_backward_op, ctx, grad_y, grad_state)
-
-
-_scan_op.register_autograd(_backward, setup_context=_setup)
-
-
-class _EagerScan(torch.autograd.Function):
-    forward = staticmethod(scan_forward)
-    setup_context = staticmethod(_setup)
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        # Where a graph of the gradients is asked for (grad mode is on), the operator refuses to be
-        # differentiated; the kernels would drop the second derivative without a word.
-        run = _backward_op if torch.is_grad_enabled() else scan_backward
-        return _backward_with(run, ctx, grad_y, grad_state)
+_OPERATOR = ScanOperator("chunked", scan_forward, scan_backward, kept_elements)
 
 
 def scan(
@@ -557,20 +421,7 @@ def scan(
     Differentiable once in every tensor; for second derivatives and `torch.func` take the backend
     `"reference"`.
     """
-    zoh = discretization == "zoh"
-    differentiable = (
-        (x, delta, A, B, C) if initial_state is None else (x, delta, A, B, C, initial_state)
-    )
-    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    run: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
-        run = _scan_op
-    elif wants_grad:
-        run = _EagerScan.apply
-    else:
-        run = scan_forward
-    y, state, _ = run(x, delta, A, B, C, initial_state, reset, zoh, wants_grad)
-    return y, state
+    return _OPERATOR(x, delta, A, B, C, initial_state, reset, discretization=discretization)
 
 
 BACKEND = ScanBackend(name="chunked", run=scan, devices=frozenset({"cpu", "cuda", "mps", "meta"}))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmau._files import atomic_dir
 from mmau.registry import MissingDependencyError
-from mmau.scan.backend import ScanBackend
+from mmau.scan.backend import ScanBackend, ScanOperator
 
 SOURCE = Path(__file__).with_name("compiled_scan.cpp")
 
@@ -103,133 +103,28 @@ def _check_tools(compiler: str) -> None:
         )
 
 
-def _forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    zoh: bool,
-    chunk: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (_contiguous(tensor) for tensor in (x, delta, A, B, C, initial_state, reset))
-    out: tuple[Tensor, Tensor, Tensor] = build().forward(*tensors, zoh, chunk, keep_states)
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, zoh, keep_states = inputs
+    given = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+    out: tuple[Tensor, Tensor, Tensor] = build().forward(*given, zoh, FRAMES_PER_CHUNK, keep_states)
     return out
 
 
-# One node for compilers and exporters. The schema is written out because torch would evaluate
-# annotations, which are strings here.
-_scan_op = torch.library.custom_op(
-    "mmau::selective_scan_compiled",
-    _forward,
-    mutates_args=(),
-    schema="(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? initial_state, "
-    "Tensor? reset, bool zoh, int chunk, bool keep_states) -> (Tensor, Tensor, Tensor)",
-    device_types="cpu",
-)
-
-
-@_scan_op.register_fake
-def _scan_shapes(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    zoh: bool,
-    chunk: int,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (num_clips, num_frames, d), n = x.shape, A.shape[1]
-    chunks = (num_frames + chunk - 1) // chunk if keep_states else 0
-    return (
-        x.new_empty(num_clips, num_frames, d),
-        x.new_empty(num_clips, d, n),
-        x.new_empty(chunks * num_clips * d * n),
-    )
-
-
-@torch.library.custom_op(
-    "mmau::selective_scan_compiled_backward",
-    mutates_args=(),
-    schema="(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor delta, Tensor A, Tensor B, "
-    "Tensor C, Tensor kept, Tensor? reset, bool zoh, int chunk) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    device_types="cpu",
-)
-def _backward_op(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reset: Tensor | None,
-    zoh: bool,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (_contiguous(t) for t in (grad_y, grad_state, x, delta, A, B, C, kept, reset))
-    grad_x, grad_delta, per_clip, *per_group, grad_initial = build().backward(*tensors, zoh, chunk)
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+    *tensors, zoh = inputs
+    given = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+    grads = build().backward(*given, zoh, FRAMES_PER_CHUNK)
+    grad_x, grad_delta, per_clip, *per_group, grad_initial = grads
     # Slices of a sum of one thing would be views of it.
     grad_B, grad_C = (parts.sum(0) if len(parts) != 1 else parts.squeeze(0) for parts in per_group)
     return grad_x, grad_delta, per_clip.sum(0), grad_B, grad_C, grad_initial
 
 
-@_backward_op.register_fake
-def _backward_shapes(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reset: Tensor | None,
-    zoh: bool,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    empty = (
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)
-    )
-    grad_x, grad_delta, grad_A, grad_B, grad_C = empty
-    return grad_x, grad_delta, grad_A, grad_B, grad_C, x.new_empty(x.shape[0], *A.shape)
+def _kept_elements(num_clips: int, num_frames: int, d: int, n: int) -> int:
+    return (num_frames + FRAMES_PER_CHUNK - 1) // FRAMES_PER_CHUNK * num_clips * d * n
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, delta, A, B, C, initial_state, reset, zoh, chunk, keep_states = inputs
-    if not keep_states:
-        return  # nothing asked for a gradient when the operator was called
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(x, delta, A, B, C, output[2], reset)
-    ctx.zoh, ctx.chunk, ctx.has_state = zoh, chunk, initial_state is not None
-
-
-def _backward(
-    ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    x, delta, A, B, C, kept, reset = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(x)
-    *grads, grad_initial = _backward_op(
-        grad_y, grad_state, x, delta, A, B, C, kept, reset, ctx.zoh, ctx.chunk
-    )
-    return (*grads, grad_initial if ctx.has_state else None, None, None, None, None)
-
-
-_scan_op.register_autograd(_backward, setup_context=_setup)
+_OPERATOR = ScanOperator("compiled", _forward, _backward, _kept_elements, device_types="cpu")
 
 
 def scan(
@@ -247,12 +142,7 @@ def scan(
 
     Differentiable once in every tensor (for second derivatives take the backend `"reference"`).
     """
-    tensors = (x, delta, A, B, C, initial_state)
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    # The dispatcher costs more than the work of a single frame, so plain inference goes around it.
-    run = _scan_op if wants_grad or torch.compiler.is_compiling() else _forward
-    y, state, _ = run(*tensors, reset, discretization == "zoh", FRAMES_PER_CHUNK, wants_grad)
-    return y, state
+    return _OPERATOR(x, delta, A, B, C, initial_state, reset, discretization=discretization)
 
 
 def __getattr__(name: str) -> ScanBackend:

@@ -1,15 +1,13 @@
-"""The fused scan as a `torch.library` operator; needs Triton, so it is imported by name only."""
+"""The fused scan for CUDA; needs Triton, so it is imported by name only."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmau.scan.backend import ScanBackend
+from mmau.scan.backend import ScanBackend, ScanOperator
 
 # Triton compiles these functions itself; their arguments have no Python types to check.
 # mypy: ignore-errors
@@ -128,7 +126,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Write all gradients; those of `A` and the bias per clip, those of `B` and `C` per block.
 
-    `_chunked_kernels.backward` explains the formulas: `G` is the adjoint, `GS` what goes to the
+    `chunked.scan_backward` explains the formulas: `G` is the adjoint, `GS` what goes to the
     step size, `P` what goes to the input.
     """
     clip = tl.program_id(0).to(tl.int64)
@@ -256,19 +254,11 @@ def _power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def _chunks(num_frames: int) -> int:
-    return (num_frames + CHUNK - 1) // CHUNK
+def _kept_elements(num_clips: int, num_frames: int, d: int, n: int) -> int:
+    return (num_frames + CHUNK - 1) // CHUNK * num_clips * d * n
 
 
-# As in `_chunked`: whoever changes the number or the shapes of the outputs renames the operator.
-@torch.library.custom_op(
-    "mmau::selective_scan_triton",
-    mutates_args=(),
-    schema="(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? initial_state, "
-    "Tensor? reset, Tensor? gate, Tensor? delta_bias, bool zoh, bool keep_states) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _scan_op(
+def _forward(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -284,9 +274,7 @@ def _scan_op(
     (num_clips, num_frames, d), n = x.shape, A.shape[1]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     final = x.new_zeros(num_clips, d, n, dtype=torch.float32)
-    kept = final.new_empty(
-        num_clips * _chunks(num_frames) * d * n if keep_states else 0, dtype=torch.float32
-    )
+    kept = final.new_empty(_kept_elements(num_clips, num_frames, d, n) if keep_states else 0)
     if x.numel() == 0:  # a launch without programs is an error
         if initial_state is not None:
             final.copy_(initial_state)
@@ -331,34 +319,7 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
-@_scan_op.register_fake
-def _scan_shapes(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    gate: Tensor | None,
-    delta_bias: Tensor | None,
-    zoh: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (num_clips, num_frames, d), n = x.shape, A.shape[1]
-    final = x.new_empty(num_clips, d, n, dtype=torch.float32)
-    kept = final.new_empty(num_clips * _chunks(num_frames) * d * n if keep_states else 0)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), final, kept
-
-
-@torch.library.custom_op(
-    "mmau::selective_scan_triton_backward",
-    mutates_args=(),
-    schema="(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor delta, Tensor A, Tensor B, "
-    "Tensor C, Tensor kept, Tensor? reset, Tensor? gate, Tensor? delta_bias, bool zoh) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward_op(
+def _backward(
     grad_y: Tensor,
     grad_state: Tensor | None,
     x: Tensor,
@@ -435,91 +396,14 @@ def _backward_op(
         grad_B.sum(1).to(B.dtype),
         grad_C.sum(1).to(C.dtype),
         grad_initial,
-        grad_gate if gate is not None else x.new_empty(0),
-        grad_bias.sum(0),
+        x.new_empty(0) if gate is None else grad_gate.to(gate.dtype),
+        x.new_empty(0) if delta_bias is None else grad_bias.sum(0).to(delta_bias.dtype),
     )
 
 
-@_backward_op.register_fake
-def _backward_shapes(
-    grad_y: Tensor,
-    grad_state: Tensor | None,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    kept: Tensor,
-    reset: Tensor | None,
-    gate: Tensor | None,
-    delta_bias: Tensor | None,
-    zoh: bool,
-) -> tuple[Tensor, ...]:
-    empty = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, delta, A, B, C)
-    ]
-    return (
-        *empty,
-        x.new_empty(x.shape[0], *A.shape, dtype=torch.float32),
-        x.new_empty(0) if gate is None else torch.empty_like(empty[0]),
-        x.new_empty(x.shape[2], dtype=torch.float32),
-    )
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, delta, A, B, C, initial_state, reset, gate, delta_bias, zoh, keep_states = inputs
-    if not keep_states:
-        return  # nothing asked for a gradient when the operator was called
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(x, delta, A, B, C, output[2], reset, gate, delta_bias)
-    ctx.zoh = zoh
-    ctx.state_dtype = None if initial_state is None else initial_state.dtype
-
-
-def _backward(
-    ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    x, delta, A, B, C, kept, reset, gate, bias = ctx.saved_tensors
-    if grad_y is None:
-        grad_y = torch.zeros_like(x)
-    *grads, grad_initial, grad_gate, grad_bias = _backward_op(
-        grad_y, grad_state, x, delta, A, B, C, kept, reset, gate, bias, ctx.zoh
-    )
-    return (
-        *grads,
-        None if ctx.state_dtype is None else grad_initial.to(ctx.state_dtype),
-        None,
-        None if gate is None else grad_gate,
-        None if bias is None else grad_bias.to(bias.dtype),
-        None,
-        None,
-    )
-
-
-_scan_op.register_autograd(_backward, setup_context=_setup)
-
-
-def _run(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    gate: Tensor | None,
-    delta_bias: Tensor | None,
-    discretization: str,
-) -> tuple[Tensor, Tensor]:
-    given = (x, delta, A, B, C, initial_state, gate, delta_bias)
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    y, state, _ = _scan_op(
-        *(x, delta, A, B, C, initial_state, reset, gate, delta_bias),
-        discretization == "zoh",
-        wants_grad,
-    )
-    return y, state
+_OPERATOR = ScanOperator(
+    "triton", _forward, _backward, _kept_elements, fused=("gate", "delta_bias")
+)
 
 
 def scan(
@@ -539,7 +423,8 @@ def scan(
     bfloat16 activations and a float32 `A`: the arithmetic and the state are float32, and each
     gradient has the dtype of its tensor.
     """
-    return _run(x, delta, A, B, C, initial_state, reset, None, None, discretization)
+    tensors = (x, delta, A, B, C, initial_state, reset, None, None)
+    return _OPERATOR(*tensors, discretization=discretization)
 
 
 def gated_scan(
@@ -562,9 +447,8 @@ def gated_scan(
     memory. A gate logit of `inf` opens the gate, a step logit of `-inf` freezes the state: that is
     how a caller expresses absent audio and masked frames.
     """
-    return _run(
-        *(x, delta_logits, A, B, C, initial_state, reset, gate_logits, delta_bias), discretization
-    )
+    tensors = (x, delta_logits, A, B, C, initial_state, reset, gate_logits, delta_bias)
+    return _OPERATOR(*tensors, discretization=discretization)
 
 
 BACKEND = ScanBackend(
