@@ -22,7 +22,8 @@ from mmau.data.prepare import (
     prepare_video,
     source_fingerprint,
 )
-from mmau.data.prepared import CacheError, DiskFullError, load_trial
+from mmau.data.prepared import load_trial
+from mmau.data.store import CacheError, DiskFullError
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")

@@ -28,7 +28,8 @@ from mmau.data.feature_cache import (
     shard_by_length,
     token_rows,
 )
-from mmau.data.prepared import CacheError, DiskFullError, PreparedTrial, save_trial
+from mmau.data.prepared import PreparedTrial, save_trial
+from mmau.data.store import CacheError, DiskFullError
 from mmau.media.errors import MediaError
 from mmau.modules import LandmarkToPatch
 

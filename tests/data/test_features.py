@@ -8,13 +8,12 @@ import pytest
 
 from mmau.data.prepare import prepare_video, source_fingerprint
 from mmau.data.prepared import (
-    CacheError,
-    DiskFullError,
     PreparedTrial,
     load_trial,
     open_trial,
     save_trial,
 )
+from mmau.data.store import CacheError, DiskFullError
 from mmau.media import MediaError
 
 av = pytest.importorskip("av")
@@ -273,9 +272,7 @@ def test_another_safetensors_file_is_not_a_trial(tmp_path):
 
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({"weight": np.zeros(3)}, path)
-    with pytest.raises(
-        CacheError, match=r"not a prepared trial of this version .*'something else'"
-    ):
+    with pytest.raises(CacheError, match=r"not a prepared file of this version .*'something else'"):
         load_trial(path)
 
 
@@ -332,7 +329,7 @@ def test_rows_of_a_file_must_follow_one_another(tmp_path):
         writer.add(small_trial().rows(1, 3))
     with (
         pytest.raises(
-            ValueError, match=r"rows of a trial must have shape \(16, 16, 3\); got \(8, 8"
+            ValueError, match=r"rows of .crops. must have shape \(16, 16, 3\); got \(8, 8"
         ),
         open_trial(tmp_path / "a.safetensors", 16) as writer,
     ):
@@ -341,7 +338,7 @@ def test_rows_of_a_file_must_follow_one_another(tmp_path):
 
 
 def test_sentences_that_fill_the_header_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"names and warnings of the trial need \d+ bytes"):
+    with pytest.raises(ValueError, match=r"names and warnings need \d+ bytes; there are \d+"):
         save_trial(small_trial(warnings=("x" * 70000,)), tmp_path / "a.safetensors")
     assert os.listdir(tmp_path) == []
 

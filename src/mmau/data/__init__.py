@@ -30,13 +30,12 @@ from mmau.data.prepare import (
     prepare_video,
 )
 from mmau.data.prepared import (
-    CacheError,
-    DiskFullError,
     PreparedChunk,
     PreparedTrial,
     load_trial,
     save_trial,
 )
+from mmau.data.store import CacheError, DiskFullError
 from mmau.tables.formats import (
     ForeignAUTable,
     read_openface,

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from mmau._checks import check_choice, check_range
 from mmau._files import atomic_write, lock_file, remove_abandoned
 from mmau._version import __version__
-from mmau.data.prepared import CacheError, DiskFullError, PreparedTrial, load_trial
+from mmau.data.prepared import PreparedTrial, load_trial
+from mmau.data.store import CacheError, DiskFullError
 from mmau.functional.region_attention import region_pooling
 from mmau.media.errors import MediaError, check_file
 from mmau.progress import ProgressCallback

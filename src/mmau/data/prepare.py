@@ -22,7 +22,6 @@ from mmau._checks import check_range
 from mmau._optional import require
 from mmau.data.prepared import (
     TRIAL_FORMAT,
-    DiskFullError,
     PreparedChunk,
     PreparedTrial,
     TrialTarget,
@@ -31,6 +30,7 @@ from mmau.data.prepared import (
     open_trial,
     read_about,
 )
+from mmau.data.store import DiskFullError
 from mmau.media.audio import iterate_audio, read_audio
 from mmau.media.errors import MediaError, check_file
 from mmau.media.faces import ALL_FACES, FaceFinder, FaceOptions, FaceRow

@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from mmau._files import atomic_write, lock_file, remove_abandoned
-from mmau.media.errors import MediaError
+from mmau._files import atomic_write
+from mmau.data.store import (
+    CacheError,
+    RowWriter,
+    file_in,
+    open_rows,
+    raise_if_stale,
+    read_columns,
+    read_metadata,
+    sha256,
+)
+from mmau.media.faces import FaceRow
 
 
-@dataclass(frozen=True)
+# --------------------------------------------------------------------------------------- columns
+class Column(NamedTuple):
+    """One array of a prepared video, with a row for every frame."""
+
+    row: tuple[int, ...]
+    """Shape of a row; -1 stands for the side of the crops."""
+    dtype: str
+    """Its type, by numpy's name."""
+    no_face: float
+    """What a frame without a face has."""
+    face: str | None
+    """Which attribute of a found face it takes, or `None` if it says nothing of a face."""
+    left_out: float | None
+    """What a face has if the column is left out, or `None` if it must be there."""
+
+    def shape(self, num_frames: int, crop_size: int) -> tuple[int, ...]:
+        """Shape of the whole array."""
+        return (num_frames, *(crop_size if size < 0 else size for size in self.row))
+
+    def without_face(self, num_frames: int, crop_size: int) -> NDArray[Any]:
+        """The array of frames in which there is no face."""
+        return np.full(self.shape(num_frames, crop_size), self.no_face, self.dtype)
+
+
+def _column(
+    row: tuple[int, ...],
+    dtype: str,
+    *,
+    no_face: float,
+    face: str | None = None,
+    left_out: float | None = None,
+) -> dict[str, Column]:
+    return {"column": Column(row, dtype, no_face, face, left_out)}
+
+
+_LEFT_OUT: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreparedChunk:
     """Consecutive frames of one trial: row `i` is frame `first_frame + i`.
 
@@ -32,361 +75,92 @@ class PreparedChunk:
     box are NaN, so that it cannot pass for a face by mistake.
     """
 
-    crops: NDArray[np.uint8]
-    """`(t, s, s, 3)`, RGB, aligned faces."""
-    landmarks: NDArray[np.float32]
-    """`(t, 68, 2)`, iBUG-68, in crop pixels."""
-    valid: NDArray[np.bool_]
-    """`(t,)`, whether a face was found."""
-    confidence: NDArray[np.float32]
-    """`(t,)`, in [0, 1]; 0 where `valid` is False."""
-    timestamps: NDArray[np.float64]
-    """`(t,)`, seconds on the clock of the container."""
-    boxes: NDArray[np.float32]
-    """`(t, 4)`, left, top, right, bottom of the landmarks, in pixels of the upright frame."""
-    face_ids: NDArray[np.int32]
-    """`(t,)`, number of the person, -1 where `valid` is False."""
-    first_frame: int
-    """Number of the first row's frame, counted from 0."""
-
-    @property
-    def num_frames(self) -> int:
-        """Rows `t`."""
-        return len(self.valid)
-
-    @property
-    def face_id(self) -> int:
-        """Number of the person in most frames of the chunk, -1 if there is nobody."""
-        numbers, counts = np.unique(self.face_ids[self.valid], return_counts=True)
-        return int(numbers[counts.argmax()]) if len(numbers) else -1
-
-
-_SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class TrialTarget:
-    """Names of files of one video; one trial, or one per person."""
-
-    folder: Path
-    """Where all trials lie."""
-    name: str
-    """Name of the video's trial."""
-    all_faces: bool
-    """Whether each person is a trial of its own."""
-
-    @classmethod
-    def of(cls, folder: Path, name: str, *, all_faces: bool) -> TrialTarget:
-        """Check a name."""
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"a trial name must stay inside the folder; got {name!r}.")
-        if all_faces and re.search(r"_face\d+$", name):
-            raise ValueError(
-                f"with `face='all'` a trial name must not end in _face and a number; got {name!r}."
-            )
-        return cls(folder, name, all_faces)
-
-    def file(self, number: int = 0) -> Path:
-        """The trial of the video, or of the person of this number."""
-        return self.folder / f"{self.trial(number)}{_SUFFIX}"
-
-    def trial(self, number: int = 0) -> str:
-        """The name of that trial."""
-        return f"{self.name}_face{number}" if self.all_faces else self.name
-
-    @property
-    def _list_of_people(self) -> Path:
-        return self.folder / f"{self.name}.faces.json"
-
-    def trials(self) -> dict[str, Path]:
-        """Name to file of what is there, once it is done."""
-        if not self.all_faces:
-            return {self.name: self.file()}
-        numbers = json.loads(self._list_of_people.read_text())["faces"]
-        return {self.trial(number): self.file(number) for number in numbers}
-
-    def is_done(self, fingerprint: str, *, overwrite: bool) -> bool:
-        """Tell whether the trials are there and were made from this source with these options."""
-        try:
-            if self.all_faces and not self._list_of_people.exists():
-                return False
-            return all(is_prepared(file, fingerprint) for file in self.trials().values())
-        except (CacheError, json.JSONDecodeError, KeyError) as error:
-            if overwrite:
-                return False
-            if not isinstance(error, CacheError):
-                error = CacheError(f"not a list of people; delete it: {self._list_of_people}")
-            raise CacheError(f"{error}; `overwrite=True` replaces it") from error
-
-    def finish(self, numbers: list[int]) -> None:
-        """Note who there is, when all files are complete."""
-        if self.all_faces:
-            with atomic_write(self._list_of_people) as partial:
-                partial.write_text(json.dumps({"faces": sorted(numbers)}))
-
-
-TRIAL_FORMAT = "mmau.trial/2"
-"""Written into every file; changes when the meaning of its content does."""
-
-# Room for the header, which is only known when the last row is written. The format allows blanks
-# after it. The sentences in `warnings`, with their paths, are what varies.
-_HEADER_BYTES = 1 << 16
-_IN_MEMORY = 1 << 20
-_TYPE_NAMES = {"uint8": "U8", "bool": "BOOL", "float32": "F32", "float64": "F64", "int32": "I32"}
-
-
-class DiskFullError(OSError):
-    """There is no room for a prepared trial; those that were finished before are kept.
-
-    Args:
-        number: What the system said: `errno.ENOSPC` or another.
-        path: The file that was to be written.
-    """
-
-    def __init__(self, number: int | None, path: Path) -> None:
-        super().__init__(number, f"the disk is full; this file was not written: {path}")
-        self._arguments = number, path
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-    def __reduce__(self) -> tuple[type[DiskFullError], tuple[int | None, Path]]:
-        return type(self), self._arguments  # it comes back from worker processes
-
-
-def trial_columns(size: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape of a row and type of every column, in the order of the file."""
-    return {
-        "crops": ((size, size, 3), np.dtype(np.uint8)),
-        "timestamps": ((), np.dtype(np.float64)),
-        "landmarks": ((68, 2), np.dtype(np.float32)),
-        "boxes": ((4,), np.dtype(np.float32)),
-        "confidence": ((), np.dtype(np.float32)),
-        "face_ids": ((), np.dtype(np.int32)),
-        "waveform": ((), np.dtype(np.float32)),
-        "valid": ((), np.dtype(np.bool_)),
-    }
-
-
-def combined_digest(digests: dict[str, str]) -> str:
-    """One checksum of several, so that each column can be read in its own time."""
-    listed = "".join(f"{name}={digests[name]};" for name in sorted(digests))
-    return hashlib.sha256(listed.encode()).hexdigest()
-
-
-class _Column:
-    """One array: crops go straight into the trial, the others wait in a file without a name."""
-
-    def __init__(self, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.stream = stream
-        self.shape = shape
-        self.dtype = dtype
-        self.rows = 0
-        self.bytes = 0
-        self._digest = hashlib.sha256()
-
-    def add(self, values: NDArray[Any]) -> None:
-        values = np.ascontiguousarray(values, dtype=self.dtype)
-        if values.shape[1:] != self.shape:
-            raise ValueError(
-                f"rows of a trial must have shape {self.shape}; got {values.shape[1:]}."
-            )
-        if values.size:
-            data = values.data.cast("B")
-            self.stream.write(data)
-            self._digest.update(data)
-            self.bytes += len(data)
-        self.rows += len(values)
-
-    @property
-    def digest(self) -> str:
-        return self._digest.hexdigest()
-
-
-class TrialWriter:
-    """Append rows to a prepared trial; memory does not grow with their number.
-
-    Made by `open_trial`.
-    """
-
-    def __init__(self, stream: IO[bytes], stack: ExitStack, folder: Path, crop_size: int) -> None:
-        self._stream = stream
-        self._stack = stack
-        self._crop_size = crop_size
-        self._columns: dict[str, _Column] = {}
-        stream.write(b" " * _HEADER_BYTES)
-        for name, (shape, dtype) in trial_columns(crop_size).items():
-            beside = stream
-            if name != "crops":
-                # Anonymous, so that nothing is left of it whatever happens.
-                spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(folder))  # noqa: SIM115
-                beside = stack.enter_context(spool)
-            self._columns[name] = _Column(beside, shape, dtype)
-
-    @property
-    def num_frames(self) -> int:
-        """Rows so far."""
-        return self._columns["timestamps"].rows
-
-    def add(self, chunk: PreparedChunk) -> None:
-        """Append the rows of a chunk."""
-        if chunk.first_frame != self.num_frames:
-            raise ValueError(
-                f"the next chunk must start at frame {self.num_frames}; got {chunk.first_frame}."
-            )
-        for name, column in self._columns.items():
-            if name != "waveform":
-                column.add(getattr(chunk, name))
-
-    def add_absence(self, timestamps: Sequence[float], *, at_once: int = 256) -> None:
-        """Append frames in which there is no face."""
-        size = self._crop_size
-        for start in range(0, len(timestamps), at_once):
-            times = np.asarray(timestamps[start : start + at_once], dtype=np.float64)
-            t = len(times)
-            self.add(
-                PreparedChunk(
-                    crops=np.zeros((t, size, size, 3), np.uint8),
-                    landmarks=np.full((t, 68, 2), np.nan, np.float32),
-                    valid=np.zeros(t, np.bool_),
-                    confidence=np.zeros(t, np.float32),
-                    timestamps=times,
-                    boxes=np.full((t, 4), np.nan, np.float32),
-                    face_ids=np.full(t, -1, np.int32),
-                    first_frame=self.num_frames,
-                )
-            )
-
-    def add_sound(self, waveform: NDArray[np.float32]) -> None:
-        """Append samples."""
-        self._columns["waveform"].add(waveform)
-
-    def finish(self, *, fingerprint: str, has_sound: bool, about: dict[str, Any]) -> None:
-        """Put the columns one after the other and write the header."""
-        header: dict[str, Any] = {"__metadata__": {}}
-        digests = {}
-        position = 0
-        for name, column in self._columns.items():
-            if name == "waveform" and not has_sound:
-                continue
-            if name == "timestamps":
-                position += self._pad(header, position)
-            if column.stream is not self._stream:
-                column.stream.seek(0)
-                shutil.copyfileobj(column.stream, self._stream, 1 << 20)
-            header[name] = {
-                "dtype": _TYPE_NAMES[column.dtype.name],
-                "shape": [column.rows, *column.shape],
-                "data_offsets": [position, position + column.bytes],
-            }
-            digests[name] = column.digest
-            position += column.bytes
-        header["__metadata__"] = {
-            "format": TRIAL_FORMAT,
-            "fingerprint": fingerprint,
-            "sha256": combined_digest(digests),
-            "trial": json.dumps(about),
-        }
-        data = json.dumps(header).encode()
-        room = _HEADER_BYTES - 8
-        if len(data) > room:
-            raise ValueError(
-                f"names and warnings of the trial need {len(data)} bytes; {room} are there."
-            )
-        self._stream.seek(0)
-        self._stream.write(room.to_bytes(8, "little") + data.ljust(room))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
-    def _pad(self, header: dict[str, Any], position: int) -> int:
-        """Fill up to eight bytes, which mapped floats need; a column by the rules of the format."""
-        missing = -position % 8
-        if missing:
-            self._stream.write(bytes(missing))
-            header["_padding"] = {
-                "dtype": "U8",
-                "shape": [missing],
-                "data_offsets": [position, position + missing],
-            }
-        return missing
-
-
-@contextmanager
-def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
-    """Open a file that takes its name when the block succeeds, and vanishes if it does not."""
-    try:
-        with ExitStack() as stack:
-            partial = stack.enter_context(atomic_write(path))
-            remove_abandoned(path)
-            stream = stack.enter_context(partial.open("wb"))
-            lock_file(stream)
-            yield TrialWriter(stream, stack, path.parent, crop_size)
-    except OSError as error:
-        if isinstance(error, DiskFullError) or error.errno not in _FULL:
-            raise
-        raise DiskFullError(error.errno, path) from error
-
-
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-_ROWS_AT_ONCE = 256
-
-
-class CacheError(MediaError):
-    """A prepared file is missing, corrupt, or was made from something else."""
-
-
-@dataclass(frozen=True)
-class PreparedTrial:
-    """One video, ready for encoders: row `i` is the `i`-th decoded frame."""
-
-    name: str
-    """Name of the trial."""
-    crops: NDArray[np.uint8]
+    # The only list of columns. To add one, declare it here and give `FaceRow` the value that it
+    # takes (`face`): chunks, files and trials follow, through `COLUMNS`.
+    crops: NDArray[np.uint8] = field(metadata=_column((-1, -1, 3), "uint8", no_face=0, face="crop"))
     """`(t, s, s, 3)`, RGB, aligned faces; zeros where `valid` is False."""
-    landmarks: NDArray[np.float32]
+    landmarks: NDArray[np.float32] = field(
+        metadata=_column((68, 2), "float32", no_face=np.nan, face="landmarks")
+    )
     """`(t, 68, 2)`, iBUG-68, in crop pixels; NaN where `valid` is False."""
-    valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_] = field(metadata=_column((), "bool", no_face=False))
     """`(t,)`, whether a face was found."""
-    confidence: NDArray[np.float32]
-    """`(t,)`, in [0, 1]; 0 where `valid` is False."""
-    timestamps: NDArray[np.float64]
+    timestamps: NDArray[np.float64] = field(metadata=_column((), "float64", no_face=np.nan))
     """`(t,)`, seconds on the clock of the container."""
-    waveform: NDArray[np.float32] | None
-    """`(n,)`, 16 kHz mono in [-1, 1], or `None` for a video without sound."""
-    audio_start: float
-    """Seconds on the same clock; sample `j` is at `audio_start + j / 16000`. 0 without sound."""
-    num_frames_announced: int | None
-    """How many frames the container announced, or `None`."""
-    warnings: tuple[str, ...] = field(default=())
-    """What was odd about the source: missing frames, damaged packets."""
-    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    boxes: NDArray[np.float32] = field(
+        default=_LEFT_OUT,
+        metadata=_column((4,), "float32", no_face=np.nan, face="box", left_out=np.nan),
+    )
     """`(t, 4)`, left, top, right, bottom of the landmarks in pixels of the upright frame; NaN where
     `valid` is False, and everywhere if left out."""
-    face_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """`(t,)`, number of the person, -1 where `valid` is False; 0 for all if left out."""
+    confidence: NDArray[np.float32] = field(
+        metadata=_column((), "float32", no_face=0, face="confidence")
+    )
+    """`(t,)`, in [0, 1]; 0 where `valid` is False."""
+    face_ids: NDArray[np.int32] = field(
+        default=_LEFT_OUT, metadata=_column((), "int32", no_face=-1, face="face_id", left_out=0)
+    )
+    """`(t,)`, number of the person, -1 where `valid` is False; 0 for all faces if left out."""
+    first_frame: int = 0
+    """Number of the first row's frame, counted from 0."""
 
     def __post_init__(self) -> None:
         t, size = self.crops.shape[:2] if self.crops.ndim == 4 else (-1, -1)
-        if t > 0 and not len(self.boxes):
-            object.__setattr__(self, "boxes", np.full((t, 4), np.nan, np.float32))
-        if t > 0 and not len(self.face_ids):
-            object.__setattr__(self, "face_ids", np.where(self.valid, 0, -1).astype(np.int32))
-        for name, (row, kind) in trial_columns(size).items():
+        for name, column in COLUMNS.items():
             array = getattr(self, name)
-            if name != "waveform" and (array.shape != (t, *row) or array.dtype != kind):
+            if array is None:
+                array = column.without_face(t, size)
+                array[self.valid] = column.left_out
+                object.__setattr__(self, name, array)
+            wanted = column.shape(t, size)
+            if array.shape != wanted or array.dtype != column.dtype:
+                shown = ", ".join("t" if size < 0 else str(size) for size in wanted)
                 raise ValueError(
-                    f"`{name}` must be {kind.name} {_show((t, *row))}; "
-                    f"got {array.dtype.name} {array.shape}."
+                    f"`{name}` must be {column.dtype} ({shown}); got {array.dtype} {array.shape}."
                 )
-        if self.waveform is not None and (
-            self.waveform.ndim != 1 or self.waveform.dtype != np.float32
-        ):
-            raise ValueError(
-                "`waveform` must be float32 (n,); "
-                f"got {self.waveform.dtype.name} {self.waveform.shape}."
-            )
+
+    @classmethod
+    def without_face(
+        cls, timestamps: Sequence[float] | NDArray[np.float64], crop_size: int, first_frame: int = 0
+    ) -> PreparedChunk:
+        """Make the rows of frames in which there is no face; `set_face` fills one in.
+
+        Args:
+            timestamps: `(t,)`, seconds.
+            crop_size: Side of the crops, in pixels.
+            first_frame: Number of the first frame, counted from 0.
+
+        Returns:
+            The rows.
+        """
+        rows = {n: c.without_face(len(timestamps), crop_size) for n, c in COLUMNS.items()}
+        rows["timestamps"][:] = timestamps
+        return PreparedChunk(**rows, first_frame=first_frame)
+
+    def set_face(self, row: int, face: FaceRow) -> None:
+        """Write the face of one frame into the arrays.
+
+        Args:
+            row: Row of the frame, counted from 0.
+            face: What was found.
+        """
+        for name, column in COLUMNS.items():
+            if column.face is not None:
+                getattr(self, name)[row] = getattr(face, column.face)
+        self.valid[row] = np.isfinite(self.landmarks[row]).all()
+
+    def rows(self, start: int, stop: int) -> PreparedChunk:
+        """Return some frames; of a memory-mapped trial no others are read.
+
+        Args:
+            start: First row.
+            stop: One past the last.
+
+        Returns:
+            The rows.
+        """
+        rows = {name: getattr(self, name)[start:stop] for name in COLUMNS}
+        return PreparedChunk(**rows, first_frame=self.first_frame + start)
 
     @property
     def num_frames(self) -> int:
@@ -399,45 +173,128 @@ class PreparedTrial:
         return int(self.crops.shape[1])
 
     @property
+    def face_id(self) -> int:
+        """Number of the person in most frames of the chunk, -1 if there is no face."""
+        numbers, counts = np.unique(self.face_ids[self.valid], return_counts=True)
+        return int(numbers[counts.argmax()]) if len(numbers) else -1
+
+
+COLUMNS: dict[str, Column] = {
+    declared.name: declared.metadata["column"]
+    for declared in fields(PreparedChunk)
+    if "column" in declared.metadata
+}
+"""Name of each array of `PreparedChunk` to what it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedTrial(PreparedChunk):
+    """One video, ready for encoders: row `i` of the arrays is the `i`-th decoded frame.
+
+    The arrays are those of `PreparedChunk`.
+    """
+
+    name: str
+    """Name of the trial."""
+    waveform: NDArray[np.float32] | None
+    """`(n,)`, 16 kHz mono in [-1, 1], or `None` for a video without sound."""
+    audio_start: float
+    """Seconds on the same clock; sample `j` is at `audio_start + j / 16000`. 0 without sound."""
+    num_frames_announced: int | None
+    """How many frames the container announced, or `None`."""
+    warnings: tuple[str, ...] = ()
+    """What was odd about the source: missing frames, damaged packets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sound = self.waveform
+        if sound is not None and (sound.ndim != 1 or sound.dtype != np.float32):
+            raise ValueError(f"`waveform` must be float32 (n,); got {sound.dtype} {sound.shape}.")
+
+    @property
     def shortfall(self) -> int:
         """Frames that the container announced and that did not come; 0 if it does not say."""
         return max(0, (self.num_frames_announced or 0) - self.num_frames)
 
-    def rows(self, start: int, stop: int) -> PreparedChunk:
-        """Return some frames; of a memory-mapped trial no others are read.
-
-        Args:
-            start: First frame.
-            stop: One past the last.
-
-        Returns:
-            The rows.
-        """
-        part = slice(start, stop)
-        return PreparedChunk(
-            crops=self.crops[part],
-            landmarks=self.landmarks[part],
-            valid=self.valid[part],
-            confidence=self.confidence[part],
-            timestamps=self.timestamps[part],
-            boxes=self.boxes[part],
-            face_ids=self.face_ids[part],
-            first_frame=start,
-        )
-
     def about(self) -> dict[str, Any]:
         """What a prepared file says besides the arrays."""
-        return {
-            "name": self.name,
-            "audio_start": self.audio_start,
-            "num_frames_announced": self.num_frames_announced,
-            "warnings": self.warnings,
-        }
+        names = ("name", "audio_start", "num_frames_announced", "warnings")
+        return {name: getattr(self, name) for name in names}
 
 
-def _show(shape: tuple[int, ...]) -> str:
-    letters = {-1: "t"}
-    return "(" + ", ".join(letters.get(size, str(size)) for size in shape) + ")"
+# ----------------------------------------------------------------------------------------- files
+TRIAL_FORMAT = "mmau.trial/2"
+"""Written into every file; changes when the meaning of its content does."""
+
+# The header is only known when the last row is written; what varies in it are the warnings.
+_HEADER_BYTES = 1 << 16
+_ROWS_AT_ONCE = 256
+_KIND = "prepared file"
+
+
+def trial_columns(crop_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The columns of a file: crops, which are written as they come, then wide types first."""
+    columns = {name: (c.shape(0, crop_size)[1:], c.dtype) for name, c in COLUMNS.items()}
+    first = {"crops": columns.pop("crops")}
+    columns["waveform"] = (), "float32"
+    widest_first = sorted(columns.items(), key=lambda item: -np.dtype(item[1][1]).itemsize)
+    return first | dict(widest_first)
+
+
+def _trial_digest(digests: Mapping[str, str]) -> str:
+    listed = "".join(f"{name}={digests[name]};" for name in sorted(digests))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+class TrialWriter:
+    """Append rows to a prepared trial; memory does not grow with their number."""
+
+    def __init__(self, file: RowWriter, crop_size: int) -> None:
+        self._file = file
+        self._crop_size = crop_size
+
+    @property
+    def num_frames(self) -> int:
+        """Rows so far."""
+        return self._file.rows["timestamps"]
+
+    def add(self, chunk: PreparedChunk) -> None:
+        """Append the rows of a chunk."""
+        if chunk.first_frame != self.num_frames:
+            raise ValueError(
+                f"the next chunk must start at frame {self.num_frames}; got {chunk.first_frame}."
+            )
+        for name in COLUMNS:
+            self._file.add(name, getattr(chunk, name))
+
+    def add_absence(self, timestamps: Sequence[float]) -> None:
+        """Append frames in which there is no face."""
+        for start in range(0, len(timestamps), _ROWS_AT_ONCE):
+            times = timestamps[start : start + _ROWS_AT_ONCE]
+            self.add(PreparedChunk.without_face(times, self._crop_size, self.num_frames))
+
+    def add_sound(self, waveform: NDArray[np.float32]) -> None:
+        """Append samples."""
+        self._file.add("waveform", waveform)
+
+    def finish(self, *, fingerprint: str, has_sound: bool, about: Mapping[str, Any]) -> None:
+        """Write the header."""
+        self._file.finish(
+            lambda digests: {
+                "format": TRIAL_FORMAT,
+                "fingerprint": fingerprint,
+                "sha256": _trial_digest(digests),
+                "trial": json.dumps(about),
+            },
+            leave_out=() if has_sound else ("waveform",),
+        )
+
+
+@contextmanager
+def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
+    """Open a file that takes its name when the block succeeds, and vanishes if it does not."""
+    with open_rows(path, trial_columns(crop_size), header_bytes=_HEADER_BYTES) as file:
+        yield TrialWriter(file, crop_size)
 
 
 def save_trial(
@@ -497,124 +354,101 @@ def load_trial(
         >>> load_trial("prepared/nobody.safetensors")
         Traceback (most recent call last):
         ...
-        mmau.data.prepared.CacheError: no such prepared file: prepared/nobody.safetensors
+        mmau.data.store.CacheError: no such prepared file: prepared/nobody.safetensors
     """
     file = Path(path)
-    metadata = _read_metadata(file)
-    _check_fresh(file, metadata, fingerprint)
+    metadata = read_metadata(file, TRIAL_FORMAT, _KIND)
+    if fingerprint is not None:
+        raise_if_stale(file, metadata["fingerprint"], fingerprint, _KIND)
     try:
-        arrays = _map_arrays(file) if memory_map else safetensors.numpy.load_file(file)
-        about = json.loads(metadata["trial"])
-        arrays.pop("_padding", None)
-        if verify and _digest(arrays) != metadata["sha256"]:
+        arrays: dict[str, Any] = read_columns(file, memory_map=memory_map)
+        digests = {name: sha256(array) for name, array in arrays.items()} if verify else {}
+        if verify and _trial_digest(digests) != metadata["sha256"]:
             raise CacheError(f"the content was altered after it was written; delete it: {file}")
+        about = json.loads(metadata["trial"])
         return PreparedTrial(
-            name=about["name"],
-            crops=arrays["crops"],
-            landmarks=arrays["landmarks"],
-            valid=arrays["valid"],
-            confidence=arrays["confidence"],
-            timestamps=arrays["timestamps"],
+            **{name: arrays[name] for name in COLUMNS if name in arrays},
             waveform=arrays.get("waveform"),
+            name=about["name"],
             audio_start=about["audio_start"],
             num_frames_announced=about["num_frames_announced"],
             warnings=tuple(about["warnings"]),
-            boxes=arrays["boxes"],
-            face_ids=arrays["face_ids"],
         )
-    except CacheError:
-        raise
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CacheError(f"not a complete prepared file; delete it: {file} ({error})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"not a complete {_KIND}; delete it: {file} ({error})") from error
 
 
 def is_prepared(path: str | os.PathLike[str], fingerprint: str) -> bool:
-    """Tell whether a file is there and was made from this source with these options.
-
-    Examples:
-        >>> is_prepared("prepared/nobody.safetensors", "")
-        False
-    """
+    """Tell whether a file is there and was made from this source with these options."""
     file = Path(path)
     if not file.exists():
         return False
-    _check_fresh(file, _read_metadata(file), fingerprint)
+    found = read_metadata(file, TRIAL_FORMAT, _KIND)["fingerprint"]
+    raise_if_stale(file, found, fingerprint, _KIND)
     return True
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what a prepared file says besides the arrays, without them."""
-    about: dict[str, Any] = json.loads(_read_metadata(Path(path))["trial"])
+    about: dict[str, Any] = json.loads(read_metadata(Path(path), TRIAL_FORMAT, _KIND)["trial"])
     return about
 
 
-_NUMPY_TYPES = {
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-    "I32": np.int32,
-    "F32": np.float32,
-    "F64": np.float64,
-}
+@dataclass(frozen=True)
+class TrialTarget:
+    """Names of the files of one video: one trial, or one per person."""
 
+    folder: Path
+    """Where all trials lie."""
+    name: str
+    """Name of the video's trial."""
+    all_faces: bool
+    """Whether each person is a trial of its own."""
 
-def _map_arrays(file: Path) -> dict[str, NDArray[Any]]:
-    """Arrays that lie in the file: behind 8 bytes of length and a JSON header with their places."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    header.pop("__metadata__", None)
-    return {
-        name: np.memmap(
-            file,
-            dtype=_NUMPY_TYPES[entry["dtype"]],
-            # Copy on write: torch warns about arrays that it could not write to.
-            mode="c",
-            offset=8 + size + entry["data_offsets"][0],
-            shape=tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-    }
+    @classmethod
+    def of(cls, folder: Path, name: str, *, all_faces: bool) -> TrialTarget:
+        """Check a name."""
+        file_in(folder, name)
+        if all_faces and re.search(r"_face\d+$", name):
+            raise ValueError(
+                f"with `face='all'` a trial name must not end in _face and a number; got {name!r}."
+            )
+        return cls(folder, name, all_faces)
 
+    def trial(self, number: int = 0) -> str:
+        """Name of the trial of the video, or of the person of this number."""
+        return f"{self.name}_face{number}" if self.all_faces else self.name
 
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """A checksum of the content; safetensors by itself notices cuts but not flipped bits."""
-    return combined_digest(
-        {
-            name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-            for name, array in arrays.items()
-        }
-    )
+    def file(self, number: int = 0) -> Path:
+        """The file of that trial."""
+        return file_in(self.folder, self.trial(number))
 
+    @property
+    def _list_of_faces(self) -> Path:
+        return self.folder / f"{self.name}.faces.json"
 
-def _read_metadata(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        raise CacheError(f"no such prepared file: {file}")
-    try:
-        with safetensors.safe_open(file, framework="numpy") as stream:
-            metadata: dict[str, str] = stream.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise CacheError(f"not a complete prepared file; delete it: {file} ({error})") from error
-    if metadata.get("format") != TRIAL_FORMAT:
-        raise CacheError(
-            f"not a prepared trial of this version ({TRIAL_FORMAT}) but "
-            f"{metadata.get('format', 'something else')!r}: {file}"
-        )
-    return metadata
+    def trials(self) -> dict[str, Path]:
+        """Name to file of what is there, once it is done."""
+        if not self.all_faces:
+            return {self.name: self.file()}
+        numbers = json.loads(self._list_of_faces.read_text())["faces"]
+        return {self.trial(number): self.file(number) for number in numbers}
 
+    def is_done(self, fingerprint: str, *, overwrite: bool) -> bool:
+        """Tell whether the trials are there and were made from this source with these options."""
+        try:
+            if self.all_faces and not self._list_of_faces.exists():
+                return False
+            return all(is_prepared(file, fingerprint) for file in self.trials().values())
+        except (CacheError, json.JSONDecodeError, KeyError) as error:
+            if overwrite:
+                return False
+            if not isinstance(error, CacheError):
+                error = CacheError(f"not a list of people; delete it: {self._list_of_faces}")
+            raise CacheError(f"{error}; `overwrite=True` replaces it") from error
 
-def _check_fresh(file: Path, metadata: Mapping[str, str], fingerprint: str | None) -> None:
-    if fingerprint is None or metadata["fingerprint"] == fingerprint:
-        return
-    try:
-        before, now = json.loads(metadata["fingerprint"]), json.loads(fingerprint)
-    except json.JSONDecodeError:
-        before, now = {}, {}
-    changed = [
-        f"{key} was {before.get(key)} and is now {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    raise CacheError(
-        f"the prepared file is stale ({', '.join(changed) or 'no record of its source'}); "
-        f"delete it or use another folder: {file}"
-    )
+    def finish(self, numbers: list[int]) -> None:
+        """Note who there is, when all files are complete."""
+        if self.all_faces:
+            with atomic_write(self._list_of_faces) as partial:
+                partial.write_text(json.dumps({"faces": sorted(numbers)}))
