@@ -97,7 +97,7 @@ def run_seed(name: str, seed: int, ablation: AblationConfig) -> None:
             detector.visual_encoder, detector.hga = taught.visual_encoder, taught.hga
             train_detector("detector", detector, videos, tokens, config, accelerator)
         trained[key] = detector
-        fps = SETTINGS[name].render.fps
+        fps = SETTINGS[name].render.clip.fps
         with forgetful(detector, variant.window and round(variant.window * fps)):
             logits = score(detector, videos["validation"], tokens, accelerator)
         record = {

@@ -56,15 +56,9 @@ def _tcn(num_layers: int) -> Component:
 _SLOW = Component("agssm", {"num_layers": 2, "dropout": 0.1, "dt_range": (1e-3, 0.3)})
 
 
-def _hard(
-    *, clips: tuple[int, int] = (160, 40), frames: int = 160, fps: float = 15.0, **knobs: Any
-):
+def _hard(*, clips: tuple[int, int] = (160, 40), **difficulty: Any):
     return RenderConfig(
-        num_train=clips[0],
-        num_validation=clips[1],
-        num_frames=frames,
-        fps=fps,
-        knobs=SyntheticConfig(**knobs),
+        num_train=clips[0], num_validation=clips[1], clip=SyntheticConfig(**difficulty)
     )
 
 
@@ -104,8 +98,8 @@ SETTINGS = {
             ),
         },
         _hard(
-            clips=(80, 24), frames=600, fps=5.0, mood=(30.0, 80.0), distractors=0.1, silent=0.05,
-            visible=(1.5, 3.0), hidden=(6.0, 12.0),
+            clips=(80, 24), num_frames=600, fps=5.0, context=(30.0, 80.0), distractors=0.1,
+            silent=0.05, visible=(1.5, 3.0), hidden=(6.0, 12.0),
         ),
         clip_frames=600,
         epochs=40,

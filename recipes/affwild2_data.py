@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,14 @@ def prepare_data(config: Config, accelerator: Accelerator) -> dict[str, list[Vid
     if config.data.render is not None:
         root = config.out / "data"
         if accelerator.is_main_process:
-            size = dataclasses.asdict(config.data.render) | {"knobs": None}
-            size.pop("knobs")
+            render = config.data.render
             with progress_bar("render", unit="clips") as progress:
                 render_dataset(
                     root,
-                    **size,
+                    num_train=render.num_train,
+                    num_validation=render.num_validation,
                     seed=config.seed,
-                    config=config.data.render.knobs,
+                    config=render.clip,
                     jobs=config.data.jobs,
                     progress=progress,
                 )

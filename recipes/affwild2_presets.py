@@ -19,12 +19,8 @@ class RenderConfig:
     """Training clips."""
     num_validation: int = 40
     """Held-out clips: other seeds, other proportions of the face, the same two photographs."""
-    num_frames: int = 160
-    """Frames per clip."""
-    fps: float = 15.0
-    """Frames per second."""
-    knobs: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """How hard the data are."""
+    clip: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """Size, difficulty and appearance of a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +179,9 @@ DEMO = Config(
 SMOKE = replace(
     DEMO,
     data=DataConfig(
-        render=RenderConfig(num_train=4, num_validation=3, num_frames=48), clip_frames=32, jobs=1
+        render=RenderConfig(num_train=4, num_validation=3, clip=SyntheticConfig(num_frames=48)),
+        clip_frames=32,
+        jobs=1,
     ),
     frame_stage=None,
     optim=OptimConfig(lr=1e-3, epochs=2, warmup_epochs=0.5, batch_clips=4, swa_epochs=1),

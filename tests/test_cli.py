@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 def films(tmp_path_factory):
     """Two films in a folder, one of them deeper, and a broken file between them."""
     folder = tmp_path_factory.mktemp("films")
-    clip = render_clip(987654, num_frames=12, config=SyntheticConfig(hidden=(0.0, 0.0)))
+    clip = render_clip(987654, SyntheticConfig(num_frames=12, hidden=(0.0, 0.0)))
     sound = {"waveform": clip.waveform, "sample_rate": clip.sample_rate}
     write_movie(folder / "one.mp4", clip.frames, fps=15.0, **sound)
     write_movie(folder / "deep" / "two.mp4", clip.frames[:9], fps=15.0)

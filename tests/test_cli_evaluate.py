@@ -94,7 +94,7 @@ def root(tmp_path_factory):
     The other face is larger, so whoever forgets what `_left` means follows the wrong one.
     """
     root = tmp_path_factory.mktemp("root")
-    clip = render_clip(987654, num_frames=10, config=SyntheticConfig(hidden=(0.0, 0.0)))
+    clip = render_clip(987654, SyntheticConfig(num_frames=10, hidden=(0.0, 0.0)))
     rng = np.random.default_rng(1)
     two = np.full((10, 384, 576, 3), 110, dtype=np.uint8)
     two[:, 96:288, :192] = clip.frames

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mmau.synthetic import SyntheticConfig
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -130,7 +132,7 @@ def test_the_ablation_runs_every_row_and_keeps_what_is_finished(presets, tmp_pat
         "pool": dataclasses.replace(extra[0], against="fm"),
         "reset": dataclasses.replace(extra[1], window=1.0),
     }
-    render = dataclasses.replace(table.render, num_frames=32)
+    render = dataclasses.replace(table.render, clip=SyntheticConfig(num_frames=32))
     small = dataclasses.replace(table, variants=variants, render=render, clip_frames=32)
     monkeypatch.setitem(SETTINGS, "table1", small)
     config = AblationConfig(settings=("table1",), seeds=1, jobs=1, scale=0.01, out=tmp_path)

@@ -22,7 +22,7 @@ RECIPE = HERE.parent / "recipes" / "affwild2_au.py"
 STAGES = ("frame_stage", "detector")
 COMMAND = (
     "demo", "--data.render.num-train", "4", "--data.render.num-validation", "2",
-    "--data.render.num-frames", "40", "--data.clip-frames", "24", "--data.jobs", "1",
+    "--data.render.clip.num-frames", "40", "--data.clip-frames", "24", "--data.jobs", "1",
     "--data.drop-sound", "0.2", "--frame-stage.epochs", "1", "--optim.epochs", "4",
     "--optim.batch-clips", "3", "--optim.swa-epochs", "2", "--optim.validate-every", "2",
     "--states.every", "2", "--states.keep-when-done", "--no-compare-video-only",

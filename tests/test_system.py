@@ -50,8 +50,7 @@ def smoke_run(tmp_path_factory):
 def movies(tmp_path_factory):
     """Three videos that were not in training: with sound, without, and with the face leaving."""
     folder = tmp_path_factory.mktemp("movies")
-    always = SyntheticConfig(hidden=(0.0, 0.0))
-    clip = render_clip(987654, num_frames=30, config=always)
+    clip = render_clip(987654, SyntheticConfig(num_frames=30, hidden=(0.0, 0.0)))
     sound = {"waveform": clip.waveform, "sample_rate": clip.sample_rate}
     write_movie(folder / "sound.mp4", clip.frames, fps=15.0, **sound)
     write_movie(folder / "silent.mp4", clip.frames, fps=15.0)

@@ -38,7 +38,7 @@ def small_detector():
 @pytest.fixture(scope="session")
 def clip():
     """Forty frames at 15 per second; the face leaves for frames 12 to 19."""
-    made = render_clip(987654, num_frames=40, config=SyntheticConfig(hidden=(0.0, 0.0)))
+    made = render_clip(987654, SyntheticConfig(num_frames=40, hidden=(0.0, 0.0)))
     frames = made.frames.copy()
     frames[12:20] = 110
     return frames, made.waveform, made.sample_rate

@@ -8,23 +8,19 @@ import pytest
 import torch
 
 from mmau.action_units import AU_NAMES
-from mmau.synthetic import (
-    PHOTOGRAPHS,
-    SyntheticConfig,
-    load_faces,
-    load_photograph,
-    render_clip,
-    render_face,
-)
-from mmau.synthetic.expressions import BUMPS, au_displacements, identity_displacement
-from mmau.synthetic.face_template import (
+from mmau.synthetic import SyntheticConfig, load_photograph, render_clip, render_face
+from mmau.synthetic.photographs import PHOTOGRAPHS, find_mesh
+from mmau.synthetic.warp import (
+    BUMPS,
     INNER_LOWER_LIP,
     INNER_UPPER_LIP,
+    FaceWarp,
     Placement,
+    au_displacements,
     build_template,
+    identity_displacement,
+    load_faces,
 )
-from mmau.synthetic.face_warp import FaceWarp
-from mmau.synthetic.photographs import find_mesh
 
 # Where an AU may move pixels: vertices, and how far around them in outer-eye distances.
 BROWS = ((336, 334, 300, 107, 105, 70, 9), 0.33)
@@ -65,8 +61,8 @@ def within(mesh, region, size):
     return away.min(-1) < radius
 
 
-def change(pictures, index):
-    return np.abs(pictures[index].astype(float) - pictures[0]).sum(-1)
+def change(images, index):
+    return np.abs(images[index].astype(float) - images[0]).sum(-1)
 
 
 def test_the_template_is_symmetric_shut_and_in_its_units(template):
@@ -102,7 +98,8 @@ def test_closing_shuts_the_smile_and_leaves_the_eyes_alone(faces):
 def test_placement_goes_there_and_back():
     mesh = np.random.default_rng(0).uniform(0, 100, (468, 2))
     placed = Placement.of(mesh)
-    np.testing.assert_allclose(placed.to_pixels(placed.to_template(mesh)), mesh, atol=1e-9)
+    back = placed.to_template(mesh) @ placed.matrix.T + placed.offset
+    np.testing.assert_allclose(back, mesh, atol=1e-9)
     assert placed.unit == pytest.approx(np.linalg.norm(mesh[263] - mesh[33]) / 8.9)
 
 
@@ -141,8 +138,8 @@ def test_identities_are_smooth_symmetric_and_differ(template):
 
 @pytest.mark.parametrize("name", AU_NAMES)
 def test_an_action_unit_changes_its_own_region_most(stills, name):
-    pictures, mesh = stills
-    full = change(pictures, 13 + AU_NAMES.index(name))
+    images, mesh = stills
+    full = change(images, 13 + AU_NAMES.index(name))
     shares = {
         id(region): full[within(mesh[0], region, len(full))].sum() / full.sum()
         for region in (BROWS, EYES, MOUTH, JAW)
@@ -157,9 +154,9 @@ def test_an_action_unit_changes_its_own_region_most(stills, name):
 
 @pytest.mark.parametrize("name", AU_NAMES)
 def test_twice_the_intensity_changes_more(stills, name):
-    pictures, _ = stills
-    half = change(pictures, 1 + AU_NAMES.index(name)).sum()
-    full = change(pictures, 13 + AU_NAMES.index(name)).sum()
+    images, _ = stills
+    half = change(images, 1 + AU_NAMES.index(name)).sum()
+    full = change(images, 13 + AU_NAMES.index(name)).sum()
     assert 0 < half < full
 
 
@@ -172,13 +169,13 @@ def test_intensity_zero_is_the_neutral_face_whatever_else_is_in_the_batch(faces)
     assert difference.max() <= 1  # another batch may take another path of the matrix product
 
 
-def test_the_mesh_is_where_the_picture_shows_it(faces):
+def test_the_mesh_is_where_the_image_shows_it(faces):
     """MediaPipe finds the rendered face within a few per cent of the eye distance of our mesh."""
     smile = np.zeros((1, 12))
     smile[0, [AU_NAMES.index(n) for n in ("AU12", "AU25", "AU26")]] = 0.7
     for name in PHOTOGRAPHS:
-        pictures, mesh = render_face(smile, photograph=name, size=256, faces=faces)
-        found = find_mesh(pictures[0])
+        images, mesh = render_face(smile, photograph=name, size=256, faces=faces)
+        found = find_mesh(images[0])
         stable = [33, 133, 362, 263, 168, 1, 13, 14, 61, 291, 152]
         error = np.linalg.norm(found[stable] - mesh[0, stable], axis=1)
         assert np.median(error) < 0.06 * np.linalg.norm(mesh[0, 263] - mesh[0, 33])
@@ -189,7 +186,7 @@ def test_the_mesh_is_where_the_picture_shows_it(faces):
     [("AU1", 336), ("AU2", 334), ("AU4", 336), ("AU6", 280), ("AU12", 425), ("AU26", 152)],
 )
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_the_picture_moves_as_far_as_the_mesh(faces, name, vertex, strength):
+def test_the_image_moves_as_far_as_the_mesh(faces, name, vertex, strength):
     """A dot painted on a vertex of the photograph is rendered at the place of that vertex."""
     face = faces[0]
     height, width = face.image.shape[:2]
@@ -199,12 +196,12 @@ def test_the_picture_moves_as_far_as_the_mesh(faces, name, vertex, strength):
     painted = replace(face, image=np.repeat(dot[..., None], 3, 2))
     values = np.zeros((2, 12))
     values[1, AU_NAMES.index(name)] = strength
-    pictures, mesh = render_face(values, photograph=face.name, size=192, faces=[painted])
+    images, mesh = render_face(values, photograph=face.name, size=192, faces=[painted])
     y, x = np.mgrid[:192, :192] + 0.5
-    for picture, points in zip(pictures[..., 0].astype(float), mesh, strict=True):
+    for image, points in zip(images[..., 0].astype(float), mesh, strict=True):
         # The painted inside of the mouth is bright as well: look around the vertex only.
-        picture = picture * (np.hypot(x - points[vertex, 0], y - points[vertex, 1]) < 11)
-        centre = np.array([(x * picture).sum(), (y * picture).sum()]) / picture.sum()
+        image = image * (np.hypot(x - points[vertex, 0], y - points[vertex, 1]) < 11)
+        centre = np.array([(x * image).sum(), (y * image).sum()]) / image.sum()
         assert np.linalg.norm(centre - points[vertex]) < 1.5
     assert np.linalg.norm(mesh[1, vertex] - mesh[0, vertex]) > 1.2
 
@@ -224,16 +221,18 @@ def test_a_mirrored_view_mirrors_pixels_and_swaps_the_mesh(faces):
 
 
 def test_a_clip_is_the_same_again_and_other_seeds_differ(faces):
-    options = {"num_frames": 24, "size": 64, "faces": faces}
-    one, again, other = (render_clip(s, **options) for s in (5, 5, 6))
+    config = SyntheticConfig(num_frames=24, size=64)
+    one, again, other = (render_clip(s, config, faces=faces) for s in (5, 5, 6))
     for field in ("frames", "labels", "hidden", "waveform", "intensities", "mesh"):
         np.testing.assert_array_equal(getattr(one, field), getattr(again, field))
     assert (one.frames != other.frames).any()
 
 
 def test_a_clip_hides_the_face_exactly_where_it_says(faces):
-    config = SyntheticConfig(hidden=(0.3, 0.5), visible=(0.3, 0.5), exposure=0, motion=0)
-    clip = render_clip(1, num_frames=40, config=config, faces=faces)
+    config = SyntheticConfig(
+        num_frames=40, hidden=(0.3, 0.5), visible=(0.3, 0.5), exposure=0, motion=0
+    )
+    clip = render_clip(1, config, faces=faces)
     assert 0 < clip.hidden.sum() < 40
     assert np.isnan(clip.mesh).all((1, 2)).tolist() == clip.hidden.tolist()
     found = [find_mesh(frame) is not None for frame in clip.frames[::3]]
@@ -242,8 +241,8 @@ def test_a_clip_hides_the_face_exactly_where_it_says(faces):
 
 
 def test_a_wholly_hidden_clip_renders(faces):
-    config = SyntheticConfig(hidden=(60, 60), visible=(0.01, 0.01))
-    clip = render_clip(0, num_frames=8, size=64, config=config, faces=faces)
+    config = SyntheticConfig(num_frames=8, size=64, hidden=(60, 60), visible=(0.01, 0.01))
+    clip = render_clip(0, config, faces=faces)
     assert clip.hidden.all()
 
 
@@ -260,7 +259,7 @@ def test_no_face_gives_no_mesh():
     assert find_mesh(np.full((96, 96, 3), 120, dtype=np.uint8)) is None
 
 
-def test_bad_input_is_refused_in_a_sentence(faces):
+def test_bad_input_is_refused(faces):
     with pytest.raises(ValueError, match="`name` must be one of 'grace_hopper', 'astronaut'"):
         load_photograph("lena")
     with pytest.raises(ValueError, match=re.escape("even number of pixels, at least 32; got 97.")):
@@ -271,13 +270,6 @@ def test_bad_input_is_refused_in_a_sentence(faces):
         render_face(np.zeros((3, 8)), faces=faces)
     with pytest.raises(ValueError, match="`photograph` must be one of"):
         render_face(np.zeros((1, 12)), photograph="lena")
-    mesh = faces[0].mesh
-    with pytest.raises(ValueError, match=re.escape("shape (468, 2); got (478, 2)")):
-        build_template([np.zeros((478, 2))], mouth_closed=[True])
-    with pytest.raises(ValueError, match="one entry per mesh, 1; got 2"):
-        build_template([mesh], mouth_closed=[True, True])
-    with pytest.raises(ValueError, match="true for at least one mesh; got none"):
-        build_template([mesh], mouth_closed=[False])
-    skewed = np.random.default_rng(0).uniform(0, 100, mesh.shape)
+    skewed = np.random.default_rng(0).uniform(0, 100, (468, 2))
     with pytest.raises(RuntimeError, match="too skewed to pair"):
         build_template([skewed], mouth_closed=[True])

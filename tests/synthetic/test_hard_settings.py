@@ -1,29 +1,26 @@
-"""Knobs made for one component each: something in front of the face, moods, rare episodes."""
+"""Options made for one component each: occluders, contexts, rare episodes."""
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mmau.synthetic import EPISODES, SyntheticConfig, plan_clip, render_clip, render_dataset
-from mmau.synthetic.occlusion import draw_occluders, occlude
-from mmau.synthetic.timeline import BELLS, CUE, DISTRACTOR
+from mmau.synthetic import EPISODES, SyntheticConfig, read_truth, render_clip, render_dataset
+from mmau.synthetic.clips import plan_clip
+from mmau.synthetic.timeline import BELLS, CUE, DISTRACTOR, draw_occluders
+from mmau.synthetic.warp import occlude
 
 
 def test_occluders_cover_the_share_they_should_and_stay_on_the_face():
     times = np.arange(6000) / 15
-    vertex, radius = draw_occluders(
-        np.random.default_rng(1), times, 0.3, seconds=(1.0, 2.0), radius=(0.1, 0.2), num_vertices=9
-    )
+    config = SyntheticConfig(occluded=0.3, occluder_seconds=(1.0, 2.0), occluder_radius=(0.1, 0.2))
+    vertex, radius = draw_occluders(np.random.default_rng(1), times, config, num_vertices=9)
     assert 0.25 < (vertex >= 0).mean() < 0.35
     assert set(vertex) == set(range(-1, 9))
     assert ((radius > 0) == (vertex >= 0)).all()
     assert ((radius[vertex >= 0] >= 0.1) & (radius[vertex >= 0] <= 0.2)).all()
-    with pytest.raises(ValueError, match="`share` must be in"):
-        draw_occluders(
-            np.random.default_rng(0), times, 1.5, seconds=(1, 2), radius=(0.1, 0.2), num_vertices=9
-        )
 
 
 def test_only_pixels_under_the_occluder_change():
@@ -42,10 +39,10 @@ def test_only_pixels_under_the_occluder_change():
     assert not changed[1:].any()
 
 
-def test_an_occluder_changes_pictures_and_nothing_else():
-    settings = {"num_frames": 20, "fps": 5.0, "size": 96}
-    plain = render_clip(4, config=SyntheticConfig(hidden=(0.0, 0.0)), **settings)
-    covered = render_clip(4, config=SyntheticConfig(hidden=(0.0, 0.0), occluded=0.8), **settings)
+def test_an_occluder_changes_images_and_nothing_else():
+    config = SyntheticConfig(num_frames=20, fps=5.0, size=96, hidden=(0.0, 0.0))
+    plain = render_clip(4, config)
+    covered = render_clip(4, replace(config, occluded=0.8))
     np.testing.assert_array_equal(plain.labels, covered.labels)
     np.testing.assert_array_equal(plain.waveform, covered.waveform)
     np.testing.assert_array_equal(plain.mesh, covered.mesh)
@@ -54,18 +51,18 @@ def test_an_occluder_changes_pictures_and_nothing_else():
     assert share.max() < 0.25
 
 
-def test_within_a_mood_a_sound_announces_one_episode_and_over_moods_both():
-    config = SyntheticConfig(mood=(10.0, 20.0), silent=0.0)
+def test_within_a_context_a_sound_announces_one_episode_and_over_contexts_both():
+    config = SyntheticConfig(num_frames=900, fps=10, context=(10.0, 20.0), silent=0.0)
     announced, bells = {}, Counter()
     for seed in range(20):
-        mood = None
-        for event in plan_clip(seed, num_frames=900, fps=10, config=config).events:
+        context = None
+        for event in plan_clip(seed, config).events:
             if event.kind == CUE:
-                mood = event.sound
-                bells[mood] += 1
+                context = event.sound
+                bells[context] += 1
             elif event.kind != DISTRACTOR:
-                assert mood is not None  # there is a bell before anything else
-                announced.setdefault((mood, event.sound), set()).add(event.kind)
+                assert context is not None  # there is a bell before anything else
+                announced.setdefault((context, event.sound), set()).add(event.kind)
     assert set(bells) == set(BELLS)
     assert min(bells.values()) > 0.3 * max(bells.values())
     assert all(len(kinds) == 1 for kinds in announced.values())
@@ -86,34 +83,46 @@ def test_weights_decide_how_often_an_episode_occurs():
     np.testing.assert_allclose(shares, config.episode_weights, atol=0.06)
 
 
-def test_a_folder_from_before_a_knob_existed_is_still_known(tmp_path):
-    """It was rendered with what is now the knob's default."""
-    size = {"num_train": 1, "num_validation": 0, "num_frames": 2, "size": 64}
-    render_dataset(tmp_path / "data", **size)
+def test_a_folder_from_before_an_option_existed_is_still_known(tmp_path):
+    """It was rendered with the option's default, under the names of that time."""
+    config = SyntheticConfig(num_frames=2, size=64)
+    count = {"num_train": 1, "num_validation": 0}
+    render_dataset(tmp_path / "data", **count, config=config)
     truth = tmp_path / "data" / "truth.json"
+    before = read_truth(tmp_path / "data")["train_0000"]
     document = json.loads(truth.read_text())
-    for name in ("occluded", "mood", "episode_weights"):
-        del document["settings"]["config"][name]
+    settings = document["settings"]
+    settings["config"]["mood"] = settings["config"].pop("context")
+    for name in ("num_frames", "fps", "size"):
+        settings[name] = settings["config"].pop(name)
     truth.write_text(json.dumps(document))
-    render_dataset(tmp_path / "data", **size)
-    with pytest.raises(ValueError, match=r"with other settings \(config\)"):
-        render_dataset(tmp_path / "data", config=SyntheticConfig(occluded=0.1), **size)
+    render_dataset(tmp_path / "data", **count, config=config)
+    np.testing.assert_array_equal(read_truth(tmp_path / "data")["train_0000"].labels, before.labels)
+    other = replace(config, size=96, context=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"with other settings \(size, context\)"):
+        render_dataset(tmp_path / "data", **count, config=other)
+    for name in ("occluded", "mood", "episode_weights"):
+        del settings["config"][name]
+    truth.write_text(json.dumps(document))
+    render_dataset(tmp_path / "data", **count, config=config)
+    with pytest.raises(ValueError, match=r"with other settings \(occluded\)"):
+        render_dataset(tmp_path / "data", **count, config=replace(config, occluded=0.1))
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"occluded": 1.5}, "`occluded` must be in"),
         ({"occluder_seconds": (0.0, 1.0)}, "`occluder_seconds` must be in"),
-        ({"mood": (9.0, 3.0)}, r"`mood` must be \(low, high\) with low <= high"),
+        ({"context": (9.0, 3.0)}, r"`context` must be \(low, high\) with low <= high"),
         ({"episode_weights": (1.0, 2.0)}, "`episode_weights` must be empty or six numbers"),
         ({"episode_weights": (-1.0, 2.0, 1, 1, 1, 1)}, "none negative and not all 0"),
         (
-            {"episode_weights": (0.0, 1, 1, 1, 1, 1), "mood": (1.0, 2.0)},
-            "must all be positive where `mood` decides",
+            {"episode_weights": (0.0, 1, 1, 1, 1, 1), "context": (1.0, 2.0)},
+            "must all be positive where `context` decides",
         ),
     ],
 )
-def test_knobs_out_of_range(knobs, message):
+def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        SyntheticConfig(**knobs)
+        SyntheticConfig(**options)

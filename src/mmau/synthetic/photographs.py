@@ -1,7 +1,6 @@
-"""The two public-domain photographs, from the installed packages that ship them, and their meshes.
+"""The two public-domain photographs and their meshes: nothing is fetched, nothing is stored here.
 
-Nothing is fetched and nothing is stored here: matplotlib brings one photograph, scikit-image the
-other, and MediaPipe finds the face mesh in each at run time.
+matplotlib brings one photograph, scikit-image the other, MediaPipe finds the mesh at run time.
 """
 
 from __future__ import annotations
@@ -9,24 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 
 from mmau._checks import check_choice
 from mmau._optional import require
-from mmau.media.mediapipe import quiet_native_stderr
 
 _require = partial(require, purpose="rendering clips", extra="recipes")
 
 NUM_VERTICES = 468
 """Vertices of MediaPipe's face mesh without the irises."""
-
-CROP_SCALE = 2.0
-"""Side of the square crop that FaceMesh sees, in detected boxes."""
-
-_CROP_SCALES = (1.5, 2.0, 2.5, 3.0)
-# One crop leaves several pixels of doubt at the ears; the mean over these is steady.
 
 
 @dataclass(frozen=True)
@@ -69,24 +60,11 @@ PHOTOGRAPHS: dict[str, PhotographInfo] = {
 
 
 @cache
-def _read(name: str) -> Any:
-    if name == "grace_hopper":
-        cbook = _require("matplotlib.cbook")
-        pillow = _require("PIL.Image")
-        with cbook.get_sample_data("grace_hopper.jpg") as file:
-            pixels = np.asarray(pillow.open(file).convert("RGB"))
-    else:
-        pixels = np.asarray(_require("skimage.data").astronaut())[..., :3]
-    pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
-    pixels.setflags(write=False)
-    return pixels
-
-
 def load_photograph(name: str) -> np.ndarray:
     """Load one of the photographs from the package that ships it.
 
     Args:
-        name: A key of `PHOTOGRAPHS`.
+        name: `"grace_hopper"` or `"astronaut"`.
 
     Returns:
         `(h, w, 3)`, uint8 RGB, read-only.
@@ -100,23 +78,24 @@ def load_photograph(name: str) -> np.ndarray:
         (512, 512, 3)
     """
     check_choice("name", name, PHOTOGRAPHS)
-    pixels: np.ndarray = _read(name)
+    if name == "grace_hopper":
+        pillow = _require("PIL.Image")
+        with _require("matplotlib.cbook").get_sample_data("grace_hopper.jpg") as file:
+            pixels = np.asarray(pillow.open(file).convert("RGB"))
+    else:
+        pixels = _require("skimage.data").astronaut()[..., :3]
+    pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
+    pixels.setflags(write=False)
     return pixels
 
 
-def find_mesh(
-    image: np.ndarray, *, crop_scales: Sequence[float] = (CROP_SCALE,)
-) -> np.ndarray | None:
-    """Find MediaPipe's face mesh in an image: detector, square crop around the face, mesh.
+def find_mesh(image: np.ndarray, *, crop_scales: Sequence[float] = (2.0,)) -> np.ndarray | None:
+    """Find MediaPipe's face mesh of the largest face: detector, square crops around it, mesh."""
+    # FaceMesh alone loses small faces, hence the crops; their sides are in detected boxes.
+    detection = _require("mediapipe.python.solutions.face_detection")
+    face_mesh = _require("mediapipe.python.solutions.face_mesh")
+    from mmau.media.mediapipe import quiet_native_stderr  # loads MediaPipe
 
-    FaceMesh alone loses small faces, hence the crop. Of several faces the largest is taken.
-    """
-    detection = _require(
-        "mediapipe.python.solutions.face_detection", purpose="rendering clips", extra="recipes"
-    )
-    face_mesh = _require(
-        "mediapipe.python.solutions.face_mesh", purpose="rendering clips", extra="recipes"
-    )
     height, width = image.shape[:2]
     with (
         quiet_native_stderr(),
@@ -132,9 +111,7 @@ def find_mesh(
     meshes = []
     with (
         quiet_native_stderr(),
-        face_mesh.FaceMesh(
-            static_image_mode=True, max_num_faces=1, refine_landmarks=True
-        ) as mesher,
+        face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True) as mesher,
     ):
         for scale in crop_scales:
             corner, side, crop = _square_crop(image, centre, scale * longest)
@@ -159,17 +136,11 @@ def _square_crop(
     return (left, top), size, np.ascontiguousarray(crop)
 
 
-@cache
-def _mesh_of(name: str) -> Any:
-    mesh = find_mesh(load_photograph(name), crop_scales=_CROP_SCALES)
+def load_mesh(name: str) -> np.ndarray:
+    """Find the mesh of one of the photographs."""
+    # One crop leaves several pixels of doubt at the ears; the mean over these is steady.
+    mesh = find_mesh(load_photograph(name), crop_scales=(1.5, 2.0, 2.5, 3.0))
     if mesh is None:
         raise RuntimeError(f"MediaPipe finds no face in the photograph {name!r}.")
     mesh.setflags(write=False)
-    return mesh
-
-
-def load_mesh(name: str) -> np.ndarray:
-    """Find the mesh of one of the photographs, once per process."""
-    check_choice("name", name, PHOTOGRAPHS)
-    mesh: np.ndarray = _mesh_of(name)
     return mesh

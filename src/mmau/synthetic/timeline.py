@@ -1,19 +1,142 @@
-"""When something happens in a clip: episodes of Action Units, their sounds, and the hidden frames.
+"""What happens in a clip, and when: the options, episodes of Action Units, sounds, hidden frames.
 
-Episodes and hidden stretches come from separate generators, so neither tells about the other.
+Episodes and hidden segments come from separate generators, so neither tells about the other.
 Hiding exactly the episodes would leak that an AU is on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from mmau._checks import check_range
 from mmau.action_units import AU_NAMES
-from mmau.synthetic.config import SyntheticConfig
+
+
+def check_image_size(size: int) -> None:
+    """Check the side of a square image: even, for H.264, and large enough for a face."""
+    if size < 32 or size % 2:
+        raise ValueError(f"`size` must be an even number of pixels, at least 32; got {size!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """Size, difficulty and appearance of synthetic clips.
+
+    The defaults are meant to be honest: sound alone cannot tell the episodes apart, the face is
+    often missing, and whether it is visible says nothing about what it does.
+
+    Raises:
+        ValueError: If a value is out of range or an interval is upside down.
+
+    Examples:
+        >>> SyntheticConfig().silent
+        0.15
+        >>> SyntheticConfig(hidden=(4.0, 2.0))
+        Traceback (most recent call last):
+        ...
+        ValueError: `hidden` must be (low, high) with low <= high; got (4.0, 2.0).
+    """
+
+    num_frames: int = 160
+    """Frames per clip."""
+    fps: float = 15.0
+    """Frames per second."""
+    size: int = 192
+    """Side of the square image in pixels, even, at least 32."""
+    lead: tuple[float, float] = (0.25, 0.6)
+    """Seconds from the start of a sound to the onset of its episode."""
+    silent: float = 0.15
+    """Share of episodes without a sound."""
+    distractors: float = 0.35
+    """Chance that the pause after an episode holds a sound that announces nothing."""
+    pause: tuple[float, float] = (0.6, 2.0)
+    """Seconds from the end of an episode to the sound of the next."""
+    hold: tuple[float, float] = (0.6, 2.0)
+    """Seconds an episode stays at its peak."""
+    rise: tuple[float, float] = (0.12, 0.3)
+    """Seconds from onset to peak."""
+    fall: tuple[float, float] = (0.2, 0.5)
+    """Seconds from peak to nothing."""
+    peak: tuple[float, float] = (0.5, 1.0)
+    """Peak intensity of an episode; each of its AUs reaches 85 to 100 % of it."""
+    faint: float = 0.1
+    """Share of episodes that stay below the label threshold: visible, audible, and labelled 0."""
+    faint_peak: tuple[float, float] = (0.1, 0.34)
+    """Peak intensity of a faint episode."""
+    label_threshold: float = 0.35
+    """Intensity from which an AU is labelled 1."""
+    visible: tuple[float, float] = (1.5, 3.0)
+    """Seconds the face stays visible, drawn independently of the episodes."""
+    hidden: tuple[float, float] = (2.0, 4.0)
+    """Seconds the image shows no face, drawn independently of the episodes; (0, 0) for never."""
+    occluded: float = 0.0
+    """Share of the time in which something covers part of the visible face."""
+    occluder_seconds: tuple[float, float] = (0.8, 2.5)
+    """Seconds it stays at one place of the face, drawn independently of the episodes."""
+    occluder_radius: tuple[float, float] = (0.08, 0.2)
+    """Its radius, as a share of the height of the face."""
+    context: tuple[float, float] = (0.0, 0.0)
+    """Seconds a context lasts; (0, 0) for none. A bell at its start decides which of its two
+    episodes every sound announces until the next bell: the model has to remember it."""
+    episode_weights: tuple[float, ...] = ()
+    """How often each kind of `EPISODES` occurs, in that order; equally often if empty."""
+    identity: float = 1.0
+    """Strength of the change of proportions between clips; 0 keeps the photograph's own."""
+    motion: float = 1.0
+    """Strength of head and camera motion; 0 holds still."""
+    exposure: float = 0.06
+    """Standard deviation of the slow change of brightness, as a share."""
+    mirrored: float = 0.5
+    """Chance that a clip shows the photograph mirrored."""
+    face_height: float = 0.5
+    """Height of the face, forehead to chin, as a share of the image."""
+    sample_rate: int = 44_100
+    """Samples of sound per second, in Hz."""
+    background_noise: float = 0.003
+    """Standard deviation of the noise under all sounds, full scale being 1."""
+
+    def __post_init__(self) -> None:
+        check_range("num_frames", self.num_frames, 1)
+        check_range("fps", self.fps, 1)
+        check_image_size(self.size)
+        for name in ("silent", "distractors", "faint", "occluded", "mirrored", "label_threshold"):
+            check_range(name, getattr(self, name), 0, 1)
+        for name in ("identity", "motion", "exposure", "background_noise"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("peak", "faint_peak"):
+            check_range(name, getattr(self, name)[1], 0, 1)
+        check_range("face_height", self.face_height, 0, 1, open_low=True)
+        check_range("sample_rate", self.sample_rate, 8000, 96_000)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, tuple) and one.name != "episode_weights":
+                if len(value) != 2 or not value[0] <= value[1]:
+                    raise ValueError(
+                        f"`{one.name}` must be (low, high) with low <= high; got {value!r}."
+                    )
+                check_range(one.name, value[0], 0)
+        weights = self.episode_weights
+        if weights and (len(weights) != 6 or min(weights) < 0 or not sum(weights)):
+            raise ValueError(
+                "`episode_weights` must be empty or six numbers, none negative and not all 0; got "
+                f"{weights!r}."
+            )
+        if self.context[1] and weights and not min(weights):
+            raise ValueError(
+                "`episode_weights` must all be positive where `context` decides between two "
+                f"episodes; got {weights!r}."
+            )
+        # A ramp of no length would divide by zero, a view of no length would never end.
+        for name in ("rise", "fall", "visible", "occluder_seconds"):
+            check_range(name, getattr(self, name)[0], 0, open_low=True)
+
+    @property
+    def duration(self) -> float:
+        """Length of a clip in seconds."""
+        return self.num_frames / self.fps
 
 
 @dataclass(frozen=True)
@@ -37,9 +160,9 @@ EPISODES: dict[str, Episode] = {
 """The names are labels of AU combinations, not claims about feelings."""
 
 BELLS = ("low bell", "high bell")
-"""Sounds that announce a mood, see `SyntheticConfig.mood`."""
+"""Sounds that announce a context, see `SyntheticConfig.context`."""
 CUE = "cue"
-"""Kind of an event that is a bell: the start of a mood, see `SyntheticConfig.mood`."""
+"""Kind of an event that is a bell: the start of a context."""
 DISTRACTOR = "distractor"
 """Kind of an event that is a sound and nothing else."""
 _FIRST_SOUND = (0.4, 1.2)
@@ -73,33 +196,12 @@ class Event:
         return self.onset + self.rise + self.hold + self.fall
 
 
-def draw_events(
-    rng: np.random.Generator, duration: float, config: SyntheticConfig | None = None
-) -> list[Event]:
-    """Draw the events of one clip, in order of time.
-
-    Args:
-        rng: Source of all draws.
-        duration: Length of the clip in seconds.
-        config: The knobs; defaults if `None`.
-
-    Returns:
-        The events; the last one may outlast the clip.
-
-    Raises:
-        ValueError: If `duration` is not positive.
-
-    Examples:
-        >>> first = draw_events(np.random.default_rng(0), 10.0)[0]
-        >>> first.kind, round(first.onset - first.sound_time, 2)
-        ('anger', 0.26)
-    """
-    check_range("duration", duration, 0, open_low=True)
-    config = config or SyntheticConfig()
-    events = _draw_cues(rng, duration, config)
+def draw_events(rng: np.random.Generator, config: SyntheticConfig) -> list[Event]:
+    """Draw the events of one clip, in order of time; the last one may outlast it."""
+    events = _draw_cues(rng, config)
     cues = tuple(events)
     time = float(rng.uniform(*_FIRST_SOUND))
-    while time < duration - _LAST_START:
+    while time < config.duration - _LAST_START:
         kind = _draw_kind(rng, config, cues, time)
         onset = time + float(rng.uniform(*config.lead))
         rise, hold, fall = (float(rng.uniform(*r)) for r in (config.rise, config.hold, config.fall))
@@ -118,13 +220,13 @@ def draw_events(
     return sorted(events, key=lambda event: event.sound_time) if cues else events
 
 
-def _draw_cues(rng: np.random.Generator, duration: float, config: SyntheticConfig) -> list[Event]:
-    """Draw the moods of a clip; each is one of two, whatever the one before was."""
+def _draw_cues(rng: np.random.Generator, config: SyntheticConfig) -> list[Event]:
+    """Draw the contexts of a clip; each is one of two, whatever the one before was."""
     cues: list[Event] = []
-    time = float(rng.uniform(0.1, 0.4)) if config.mood[1] else duration
-    while time < duration:
+    time = float(rng.uniform(0.1, 0.4)) if config.context[1] else config.duration
+    while time < config.duration:
         cues.append(Event(CUE, BELLS[rng.integers(2)], time, time, 0.0, 0.0, 0.0, {}))
-        time += float(rng.uniform(*config.mood))
+        time += float(rng.uniform(*config.context))
     return cues
 
 
@@ -135,11 +237,11 @@ def _draw_kind(
     weights = np.array(config.episode_weights or (1.0,) * len(kinds))
     past = [cue for cue in cues if cue.sound_time <= time]
     if past:
-        mood = BELLS.index(str(past[-1].sound))
+        context = BELLS.index(str(past[-1].sound))
         seen: list[str] = []
         for number, kind in enumerate(kinds):
-            # Each sound announces two episodes; the mood says which of them it is.
-            if seen.count(EPISODES[kind].sound) != mood:
+            # Each sound announces two episodes; the context says which of them it is.
+            if seen.count(EPISODES[kind].sound) != context:
                 weights[number] = 0.0
             seen.append(EPISODES[kind].sound)
     if not config.episode_weights and not past:
@@ -148,25 +250,13 @@ def _draw_kind(
 
 
 def intensities_at(events: Sequence[Event], times: np.ndarray) -> np.ndarray:
-    r"""Compute the intensity of each AU at each time: smooth up, hold, smooth down.
+    r"""Compute the intensity `(t, 12)` of each AU at each time: smooth up, hold, smooth down.
 
     $$ i(t) = \text{peak} \cdot s(e), \quad s(e) = 3 e^2 - 2 e^3, \quad
     e = \min\left(1, \frac{t - \text{onset}}{\text{rise}}\right)
     \min\left(1, \frac{\text{end} - t}{\text{fall}}\right) $$
 
     and 0 outside; where episodes overlap the larger counts.
-
-    Args:
-        events: What happens.
-        times: `(t,)`, seconds.
-
-    Returns:
-        `(t, 12)` float32 in [0, 1], in the order of `AU_NAMES`.
-
-    Examples:
-        >>> smile = Event("joy", "laugh", 0.0, 1.0, 0.2, 1.0, 0.4, {"AU12": 0.8})
-        >>> intensities_at([smile], np.array([0.9, 1.1, 1.5, 2.4]))[:, AU_NAMES.index("AU12")]
-        array([0. , 0.4, 0.8, 0.4], dtype=float32)
     """
     intensities = np.zeros((len(times), len(AU_NAMES)), dtype=np.float32)
     for event in events:
@@ -181,26 +271,13 @@ def intensities_at(events: Sequence[Event], times: np.ndarray) -> np.ndarray:
     return intensities
 
 
-def draw_hidden(
-    rng: np.random.Generator, times: np.ndarray, config: SyntheticConfig | None = None
-) -> np.ndarray:
-    """Draw in which frames no face is visible, without looking at the events.
-
-    The alternation starts at a random moment long before the clip, so that the first frames are
-    hidden as often as any other.
-
-    Args:
-        rng: Source of all draws.
-        times: `(t,)`, seconds, ascending.
-        config: The knobs `visible` and `hidden`; defaults if `None`.
-
-    Returns:
-        `(t,)` bool, true where the face is hidden.
-    """
-    config = config or SyntheticConfig()
+def draw_hidden(rng: np.random.Generator, times: np.ndarray, config: SyntheticConfig) -> np.ndarray:
+    """Draw in which frames no face is visible, without looking at the events."""
     hidden = np.zeros(len(times), dtype=bool)
-    if config.hidden[1] == 0 or not len(times):
+    if config.hidden[1] == 0:
         return hidden
+    # The alternation starts at a random moment long before the clip, so that the first frames are
+    # hidden as often as any other.
     longest = config.visible[1] + config.hidden[1]
     now = float(times[0]) - longest * float(rng.uniform(2, 3))
     while now <= times[-1]:
@@ -209,3 +286,19 @@ def draw_hidden(
         hidden |= (times >= now) & (times < until)
         now = until
     return hidden
+
+
+def draw_occluders(
+    rng: np.random.Generator, times: np.ndarray, config: SyntheticConfig, *, num_vertices: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw when something covers the face, at which vertex (-1: none), and with which radius."""
+    vertex, radius = np.full(len(times), -1), np.zeros(len(times))
+    now = float(times[0])
+    while config.occluded and now <= times[-1]:
+        until = now + float(rng.uniform(*config.occluder_seconds))
+        inside = (times >= now) & (times < until)
+        place, drawn = int(rng.integers(num_vertices)), float(rng.uniform(*config.occluder_radius))
+        if rng.random() < config.occluded:
+            vertex[inside], radius[inside] = place, drawn
+        now = until
+    return vertex, radius

@@ -1,12 +1,13 @@
-"""Render a whole data set to disk in the layout of Aff-Wild2."""
+"""A rendered data set on disk: video files, the truth behind them, and the layout of Aff-Wild2."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,208 @@ import torch
 
 from mmau._checks import check_range
 from mmau._files import atomic_write
+from mmau._optional import require
 from mmau.action_units import AU_NAMES
 from mmau.progress import ProgressCallback
-from mmau.synthetic.clip import DEFAULT_SIZE, plan_clip, render_clip
-from mmau.synthetic.config import SyntheticConfig
-from mmau.synthetic.face_warp import Face, load_faces
-from mmau.synthetic.manifest import TRUTH_FILE, write_readme, write_truth
-from mmau.synthetic.movie import write_movie
+from mmau.synthetic.clips import ClipPlan, hidden_ranges, plan_clip, render_clip
 from mmau.synthetic.photographs import PHOTOGRAPHS
+from mmau.synthetic.timeline import Event, SyntheticConfig, intensities_at
+from mmau.synthetic.warp import Face, load_faces
 
+_AAC_BLOCK = 1024
+
+
+def write_movie(
+    path: str | Path,
+    frames: np.ndarray,
+    *,
+    fps: float,
+    waveform: np.ndarray | None = None,
+    sample_rate: int = 44_100,
+    crf: int = 20,
+) -> Path:
+    """Write an mp4 file whose frame `i` is shown at `i / fps` seconds.
+
+    The sound starts with the first frame. The same input gives the same file, byte for byte.
+
+    Args:
+        path: Where to write; the file appears only when it is complete.
+        frames: `(t, h, w, 3)` uint8 RGB; `h` and `w` even.
+        fps: Frames per second.
+        waveform: `(n,)` float in [-1, 1], mono, or `None` for a file without a sound track.
+        sample_rate: Samples of `waveform` per second, in Hz.
+        crf: Constant rate factor of H.264, 0 (lossless) to 51.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a shape or type is wrong or a value is out of range.
+        MissingDependencyError: If PyAV is not installed.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != np.uint8:
+        raise ValueError(
+            f"`frames` must be uint8 of shape (t, h, w, 3); got {frames.dtype} {frames.shape}."
+        )
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(
+            f"`frames` must have an even height and width for H.264; got {frames.shape[1:3]}."
+        )
+    if waveform is not None and (waveform.ndim != 1 or not len(waveform)):
+        raise ValueError(f"`waveform` must have shape (n,); got {waveform.shape}.")
+    check_range("fps", fps, 0, open_low=True)
+    check_range("crf", crf, 0, 51)
+    av = require("av", purpose="rendering clips", extra="recipes")
+    rate = Fraction(fps).limit_denominator(10_000)
+    with (
+        atomic_write(path) as unfinished,
+        av.open(str(unfinished), "w", format="mp4") as container,
+    ):
+        video = container.add_stream("libx264", rate=rate)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        # One thread, and no macroblock tree: x264's is not the same from run to run.
+        params = "threads=1:mbtree=0"
+        video.options = {"crf": str(crf), "preset": "veryfast", "x264-params": params}
+        video.thread_count = 1
+        sound = None
+        if waveform is not None:
+            sound = container.add_stream("aac", rate=sample_rate)
+            sound.layout = "mono"
+        sent = 0
+        for index, pixels in enumerate(frames):
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            image.pts, image.time_base = index, 1 / rate
+            container.mux(video.encode(image))
+            # Sound goes in beside the images, so that a player need not seek.
+            while sound is not None and waveform is not None and sent < len(waveform):
+                if sent > (index + 1) / fps * sample_rate and index + 1 < len(frames):
+                    break
+                block = waveform[None, sent : sent + _AAC_BLOCK].astype(np.float32)
+                samples = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+                samples.sample_rate, samples.pts = sample_rate, sent
+                samples.time_base = Fraction(1, sample_rate)
+                container.mux(sound.encode(samples))
+                sent += block.shape[1]
+        container.mux(video.encode())
+        if sound is not None:
+            container.mux(sound.encode())
+    return Path(path)
+
+
+# ------------------------------------------------------------------ the truth
+TRUTH_FILE = "truth.json"
+"""Written last: a folder that has it is complete."""
+
+_README = """Synthetic clips in the layout of Aff-Wild2, rendered by mmau
+
+What they are: {num_train} training and {num_validation} validation clips. Two photographs, warped
+by rules that stand for twelve Action Units, with synthesised sounds that precede some movements.
+They exist so that the whole chain, from a video file with sound to scores, can be run and tested
+by anyone without a licence or a download.
+
+What they are not: recordings of real expressions. The two people did not make these expressions,
+the sounds are not voices, and the names of the episodes in {truth} are names of movement
+combinations, not of feelings. Both photographs appear in both splits, with other proportions in
+each clip: a score on these data says that the pipeline learns. It says nothing about Aff-Wild2 or
+about real faces.
+
+Layout: videos/<name>.mp4 (H.264, AAC); AU_Detection_Challenge/Train_Set/<name>.txt and
+Validation_Set/<name>.txt (a header, then one row of 0 or 1 per frame); {truth}
+(events, frames without a visible face, seeds, settings). Labels hold in every
+frame, also where the face is hidden.
+
+The photographs:
+{credits}
+"""
+
+
+def _write_truth(path: Path, settings: Mapping[str, Any], plans: Mapping[str, ClipPlan]) -> None:
+    document = {
+        "settings": dict(settings),
+        "au_names": list(AU_NAMES),
+        "photographs": {name: asdict(info) for name, info in PHOTOGRAPHS.items()},
+        "clips": {
+            name: {
+                "seed": list(plan.seed),
+                "photograph": plan.photograph,
+                "mirrored": plan.mirrored,
+                "hidden_frames": hidden_ranges(plan.hidden),
+                "events": [asdict(event) for event in plan.events],
+            }
+            for name, plan in plans.items()
+        },
+    }
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a folder, those of earlier versions in the form of this one."""
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    config = settings["config"]
+    if "mood" in config:
+        config["context"] = config.pop("mood")
+    for name in ("num_frames", "fps", "size"):
+        if name in settings:
+            config[name] = settings.pop(name)
+    # A folder from before an option existed was rendered with its default.
+    settings["config"] = json.loads(json.dumps(asdict(SyntheticConfig()))) | config
+    return settings
+
+
+def read_truth(root: str | Path) -> dict[str, ClipPlan]:
+    """Read what is behind each clip of a rendered data set.
+
+    Args:
+        root: Folder that `render_dataset` wrote.
+
+    Returns:
+        Name of a clip to its plan: events, hidden frames, intensities, labels.
+
+    Raises:
+        FileNotFoundError: If the folder has no complete rendering.
+    """
+    path = Path(root) / TRUTH_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {TRUTH_FILE} in '{Path(root)}'; it is the last file that render_dataset writes."
+        )
+    config = _read_settings(path)["config"]
+    timestamps = np.arange(config["num_frames"]) / config["fps"]
+    plans = {}
+    for name, clip in json.loads(path.read_text(encoding="utf-8"))["clips"].items():
+        events = tuple(Event(**event) for event in clip["events"])
+        intensities = intensities_at(events, timestamps)
+        hidden = np.zeros(len(timestamps), dtype=bool)
+        for start, stop in clip["hidden_frames"]:
+            hidden[start:stop] = True
+        plans[name] = ClipPlan(
+            seed=tuple(clip["seed"]),
+            photograph=clip["photograph"],
+            mirrored=clip["mirrored"],
+            timestamps=timestamps,
+            events=events,
+            hidden=hidden,
+            intensities=intensities,
+            labels=(intensities >= config["label_threshold"]).astype(np.int8),
+        )
+    return plans
+
+
+def _write_readme(path: Path, *, num_train: int, num_validation: int) -> None:
+    credits_text = "\n".join(
+        f"- {info.title}. {info.credit}. {info.licence}. Loaded with {info.source}."
+        for info in PHOTOGRAPHS.values()
+    )
+    text = _README.format(
+        num_train=num_train, num_validation=num_validation, truth=TRUTH_FILE, credits=credits_text
+    )
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+# ------------------------------------------------------------------ the data set
 _FORMAT = 1
 _PLAN_FILE = ".rendering.json"
 _SPLITS = ("Train_Set", "Validation_Set")
@@ -38,9 +232,6 @@ class _Job:
     split: str
     seed: tuple[int, ...]
     photograph: str
-    num_frames: int
-    fps: float
-    size: int
     config: SyntheticConfig
 
     @property
@@ -51,24 +242,12 @@ class _Job:
     def annotation(self) -> Path:
         return self.root / "AU_Detection_Challenge" / self.split / f"{self.name}.txt"
 
-    @property
-    def what(self) -> dict[str, Any]:
-        return {
-            "photograph": self.photograph,
-            "num_frames": self.num_frames,
-            "fps": self.fps,
-            "config": self.config,
-        }
-
 
 def render_dataset(
     root: str | Path,
     *,
     num_train: int = 160,
     num_validation: int = 40,
-    num_frames: int = 160,
-    fps: float = 15.0,
-    size: int = DEFAULT_SIZE,
     seed: int = 0,
     config: SyntheticConfig | None = None,
     jobs: int = 1,
@@ -87,11 +266,8 @@ def render_dataset(
         root: Folder to write to; new, empty, or from an earlier call with the same settings.
         num_train: Number of training clips.
         num_validation: Number of validation clips.
-        num_frames: Frames per clip.
-        fps: Frames per second.
-        size: Side of the square picture in pixels, even.
         seed: Non-negative; the same seed gives the same labels, pixels and sound.
-        config: The difficulty knobs; defaults if `None`.
+        config: Size, difficulty and appearance of the clips; defaults if `None`.
         jobs: Number of processes.
         progress: Called as `progress(done, total)` after each clip, in this process.
 
@@ -107,16 +283,11 @@ def render_dataset(
     check_range("num_train", num_train, 0)
     check_range("num_validation", num_validation, 0)
     check_range("jobs", jobs, 1)
-    if size < 32 or size % 2:
-        raise ValueError(f"`size` must be an even number of pixels, at least 32; got {size!r}.")
     settings = {
         "format": _FORMAT,
         "seed": seed,
         "num_train": num_train,
         "num_validation": num_validation,
-        "num_frames": num_frames,
-        "fps": fps,
-        "size": size,
         "config": asdict(config),
     }
     todo = [
@@ -126,9 +297,6 @@ def render_dataset(
             split=split,
             seed=(seed, number, index),
             photograph=tuple(PHOTOGRAPHS)[index % len(PHOTOGRAPHS)],
-            num_frames=num_frames,
-            fps=fps,
-            size=size,
             config=config,
         )
         for number, (split, count) in enumerate(
@@ -136,7 +304,9 @@ def render_dataset(
         )
         for index in range(count)
     ]
-    plans = {job.name: plan_clip(job.seed, **job.what) for job in todo}  # refuses bad values early
+    plans = {  # before anything is written: refuses a bad seed
+        job.name: plan_clip(job.seed, config, photograph=job.photograph) for job in todo
+    }
     complete = _claim(root, settings)
     missing = [job for job in todo if not (job.video.is_file() and job.annotation.is_file())]
     done = len(todo) - len(missing)
@@ -150,22 +320,20 @@ def render_dataset(
     if missing or not complete:
         for split in _SPLITS:
             (root / "AU_Detection_Challenge" / split).mkdir(parents=True, exist_ok=True)
-        write_readme(root / "README.txt", num_train=num_train, num_validation=num_validation)
-        write_truth(root / TRUTH_FILE, settings, plans)
+        _write_readme(root / "README.txt", num_train=num_train, num_validation=num_validation)
+        _write_truth(root / TRUTH_FILE, settings, plans)
         (root / _PLAN_FILE).unlink(missing_ok=True)
     return root
 
 
 def _claim(root: Path, settings: dict[str, Any]) -> bool:
-    """Make sure that the folder is ours; tell whether it is complete already."""
+    """Make sure that the folder is for these settings; tell whether it is complete already."""
     if root.exists() and not root.is_dir():
         raise ValueError(f"`root` must be a folder; '{root}' is a file.")
     for name in (TRUTH_FILE, _PLAN_FILE):
         if (root / name).is_file():
-            found = json.loads((root / name).read_text(encoding="utf-8"))["settings"]
-            # A folder from before a knob existed was rendered with its default.
-            found["config"] = asdict(SyntheticConfig()) | found.get("config", {})
-            found, wanted = (json.loads(json.dumps(one)) for one in (found, settings))
+            found, wanted = _read_settings(root / name), json.loads(json.dumps(settings))
+            found, wanted = ({**one, **one["config"], "config": None} for one in (found, wanted))
             differing = [key for key in wanted if found.get(key) != wanted[key]]
             if differing:
                 raise ValueError(
@@ -175,56 +343,45 @@ def _claim(root: Path, settings: dict[str, Any]) -> bool:
             return name == TRUTH_FILE
     if root.is_dir() and any(root.iterdir()):
         raise ValueError(
-            f"'{root}' holds files that are no synthetic data; choose a new or empty folder."
+            f"'{root}' holds files that are not synthetic data; choose a new or empty folder."
         )
     with atomic_write(root / _PLAN_FILE) as unfinished:
         unfinished.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
     return False
 
 
-_worker_faces: tuple[Face, ...] = ()
-
-
-def _start_worker(faces: tuple[Face, ...]) -> None:
-    """Give a fresh process the meshes that the parent found, so that it needs no MediaPipe."""
-    global _worker_faces
-    _worker_faces = faces
-    torch.set_num_threads(1)
-
-
-def _work(job: _Job) -> str:
-    return _render_one(job, _worker_faces)
-
-
-def _render_one(job: _Job, faces: Sequence[Face]) -> str:
-    clip = render_clip(job.seed, size=job.size, faces=faces, **job.what)
+def _render_one(job: _Job, faces: Sequence[Face]) -> None:
+    clip = render_clip(job.seed, job.config, photograph=job.photograph, faces=faces)
     write_movie(
-        job.video, clip.frames, fps=job.fps, waveform=clip.waveform, sample_rate=clip.sample_rate
+        job.video,
+        clip.frames,
+        fps=job.config.fps,
+        waveform=clip.waveform,
+        sample_rate=clip.sample_rate,
     )
-    _write_annotation(job.annotation, clip.labels)
-    return job.name
+    rows = [",".join(AU_NAMES), *(",".join(map(str, row)) for row in clip.labels.tolist())]
+    with atomic_write(job.annotation) as unfinished:
+        unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def _render_all(todo: Sequence[_Job], jobs: int) -> Iterator[str]:
+def _render_all(todo: Sequence[_Job], jobs: int) -> Iterator[None]:
+    """Render clips, yielding after each."""
     faces = load_faces()
     if jobs == 1:
         for job in todo:
-            yield _render_one(job, faces)
+            _render_one(job, faces)
+            yield
         return
     pool = ProcessPoolExecutor(
         min(jobs, len(todo)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(faces,),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
     )
     try:
-        for future in as_completed([pool.submit(_work, job) for job in todo]):
-            yield future.result()
+        # The meshes travel with each job, so that a fresh process needs no MediaPipe.
+        for future in as_completed([pool.submit(_render_one, job, faces) for job in todo]):
+            future.result()
+            yield
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _write_annotation(path: Path, labels: np.ndarray) -> None:
-    rows = [",".join(AU_NAMES), *(",".join(map(str, row)) for row in labels.tolist())]
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("\n".join(rows) + "\n", encoding="utf-8")
