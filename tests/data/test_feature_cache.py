@@ -348,7 +348,7 @@ def test_features_of_something_else_are_stale(tmp_path, cache, sources, change, 
         lambda: other.estimate(sources),
         lambda: other.write_manifest(sources),
     ):
-        with pytest.raises(CacheError, match=f"the features are stale .*{words}.*delete"):
+        with pytest.raises(CacheError, match=f"the file of features is stale .*{words}.*delete"):
             use()
 
 

@@ -17,9 +17,6 @@ from mmau.data.affwild2_check import Finding, check_data_root
 from mmau.data.clips import (
     ClipAugmentation,
     ClipDataset,
-    ClipSampler,
-    ClipStitcher,
-    clip_windows,
 )
 from mmau.data.feature_cache import FeatureCache, FeatureCacheError, FeatureLayout, FeatureSource
 from mmau.data.prepare import (
@@ -51,8 +48,6 @@ __all__ = [
     "CacheError",
     "ClipAugmentation",
     "ClipDataset",
-    "ClipSampler",
-    "ClipStitcher",
     "DiskFullError",
     "FeatureCache",
     "FeatureCacheError",
@@ -69,7 +64,6 @@ __all__ = [
     "PreparedTrial",
     "Trial",
     "check_data_root",
-    "clip_windows",
     "find_listed_trials",
     "find_trials",
     "iterate_prepared",

@@ -1,57 +1,63 @@
 """Features of a frozen encoder, computed once and kept in one file per trial.
 
 Each file appears only when it is complete, carries a fingerprint of its source, encoder, options
-and versions, and a checksum of everything in it. So a run that was killed goes on where it stopped,
-and what is stale or altered is refused in a sentence. Several machines share the work by rank,
+and versions, and a checksum of everything in it. So a run that was killed resumes where it stopped,
+and what is stale or altered raises an error that says so. Several machines share the work by rank,
 without talking to each other: each knows its share from the lengths of all trials.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range
-from mmau._files import atomic_write, lock_file, remove_abandoned
+from mmau._files import atomic_write
 from mmau._version import __version__
 from mmau.data.prepared import PreparedTrial, load_trial
-from mmau.data.store import CacheError, DiskFullError
+from mmau.data.store import (
+    DTYPES,
+    SUFFIX,
+    CacheError,
+    file_in,
+    header_entries,
+    header_text,
+    installed_versions,
+    open_rows,
+    raise_if_stale,
+    read_columns,
+    read_metadata,
+    row_bytes,
+    sha256,
+    source_stamp,
+)
 from mmau.functional.region_attention import region_pooling
-from mmau.media.errors import MediaError, check_file
+from mmau.media.errors import MediaError
 from mmau.progress import ProgressCallback
 
 FEATURE_FORMAT = "mmau.features/1"
 """Written into every file; changes when the meaning of its content does."""
 
-_TYPE_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "int64": "I64",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-_NO_DIGEST = "0" * 64
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_KIND = "file of features"
+_MANIFEST = "manifest.json"
+
+Rows = Mapping[str, "Tensor | NDArray[Any]"]
+"""Consecutive frames: name of an array to `(n, ...)`."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class FeatureLayout:
     """Which arrays a file of features holds, and the shape of one frame in each of them.
 
     Args:
-        arrays: Name to shape of a row and dtype: `float16`, `float32`, `float64`, `int64`, `uint8`
-            or `bool`.
+        arrays: Name to shape of a row and dtype: `float16`, `float32`, `float64`, `int64`, `int32`,
+            `uint8` or `bool`.
 
     Raises:
         ValueError: If there is no array, a dtype is unknown, or a size is below 1.
@@ -78,7 +84,7 @@ class FeatureLayout:
         if not self.arrays:
             raise ValueError("`arrays` must name at least one array.")
         for name, (shape, dtype) in self.arrays.items():
-            check_choice(f"dtype of {name!r}", dtype, _TYPE_NAMES)
+            check_choice(f"dtype of {name!r}", dtype, DTYPES)
             for size in shape:
                 check_range(f"sizes of {name!r}", size, 1)
         # Wide types first, so that every array starts at a multiple of its item.
@@ -87,29 +93,29 @@ class FeatureLayout:
 
     @classmethod
     def patches(cls, num_patches: int, d_visual: int, *, dtype: str = "float16") -> FeatureLayout:
-        """All patch tokens of a frame, and whether there was a face.
+        """All patch tokens of a frame, `patch_tokens (t, p, d)`, and `valid (t)`.
 
         Args:
-            num_patches: Patches per frame.
-            d_visual: Width of a token.
+            num_patches: Patches per frame `p`.
+            d_visual: Width of a token `d`.
             dtype: Type of the tokens.
 
         Returns:
-            `patch_tokens (t, p, d)` and `valid (t)`.
+            What `token_rows` yields without `regions`.
         """
         return cls({"patch_tokens": ((num_patches, d_visual), dtype), "valid": ((), "bool")})
 
     @classmethod
     def regions(cls, num_regions: int, d_visual: int, *, dtype: str = "float16") -> FeatureLayout:
-        """The mean token of each facial region and of the whole frame.
+        """The mean token of each region, `regions (t, m, d)`, and of the frame, `overall (t, d)`.
 
         Args:
-            num_regions: Regions per frame.
-            d_visual: Width of a token.
+            num_regions: Regions per frame `m`.
+            d_visual: Width of a token `d`.
             dtype: Type of the tokens.
 
         Returns:
-            `regions (t, m, d)`, `overall (t, d)` and `region_valid (t, m)`.
+            What `token_rows` yields with `regions`; `region_valid (t, m)` besides.
         """
         return cls(
             {
@@ -122,211 +128,137 @@ class FeatureLayout:
     @property
     def bytes_per_frame(self) -> int:
         """Bytes of one row of all arrays."""
-        return sum(self.row_bytes(name) for name in self.arrays)
-
-    def row_bytes(self, name: str) -> int:
-        """Bytes of one row of one array.
-
-        Args:
-            name: Name of the array.
-
-        Returns:
-            The number.
-        """
-        shape, dtype = self.arrays[name]
-        return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return sum(row_bytes(shape, dtype) for shape, dtype in self.arrays.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return plain lists, for fingerprints."""
         return {name: [list(shape), dtype] for name, (shape, dtype) in self.arrays.items()}
 
 
-def _header(layout: FeatureLayout, num_frames: int, fingerprint: str, digest: str) -> bytes:
-    entries: dict[str, Any] = {
-        "__metadata__": {"format": FEATURE_FORMAT, "fingerprint": fingerprint, "sha256": digest}
-    }
-    position = 0
-    for name, (shape, dtype) in layout.arrays.items():
-        end = position + num_frames * layout.row_bytes(name)
-        entries[name] = {
-            "dtype": _TYPE_NAMES[dtype],
-            "shape": [num_frames, *shape],
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(entries).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)  # mapped arrays want aligned data
-    return len(text).to_bytes(8, "little") + text
+@dataclass(frozen=True)
+class FeatureSource:
+    """What the features of one trial are computed from."""
+
+    name: str
+    """Name of the trial; may contain `/`, for sub-folders."""
+    path: Path
+    """A prepared trial, or any other file."""
+    num_frames: int
+    """Rows that the features will have."""
 
 
-def file_bytes(layout: FeatureLayout, num_frames: int, fingerprint: str) -> int:
-    """Compute the size of a file before it is written."""
-    header = _header(layout, num_frames, fingerprint, _NO_DIGEST)
-    return len(header) + num_frames * layout.bytes_per_frame
+def prepared_sources(files: Mapping[str, str | os.PathLike[str]]) -> list[FeatureSource]:
+    """Describe prepared trials as sources, from their headers alone."""
+    return [
+        FeatureSource(name, Path(path), load_trial(path, verify=False, memory_map=True).num_frames)
+        for name, path in files.items()
+    ]
 
 
-def _bytes(values: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+# ------------------------------------------------------------------------------------- one file
+Encode = Callable[[FeatureSource], Iterable[Rows]]
 
 
-def _seal(fingerprint: str, layout: FeatureLayout, num_frames: int, data: Mapping[str, str]) -> str:
-    """One checksum of everything that a file says."""
-    parts = [FEATURE_FORMAT, fingerprint, json.dumps(layout.as_json()), str(num_frames)]
-    parts += [data[name] for name in layout.arrays]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+@dataclass(frozen=True)
+class FillJob:
+    """One file to write; crosses the border to a worker process."""
 
+    source: FeatureSource
+    file: Path
+    fingerprint: str
+    layout: FeatureLayout
 
-class FeatureFileWriter:
-    """Append rows to a file of features; made by `open_feature_file`."""
+    @property
+    def header_bytes(self) -> int:
+        """Bytes before the arrays; known before anything is computed."""
+        counts = dict.fromkeys(self.layout.arrays, self.source.num_frames)
+        text = header_text(header_entries(self.layout.arrays, counts), self.metadata("0" * 64))
+        return 8 + len(text)
 
-    def __init__(
-        self, stream: IO[bytes], layout: FeatureLayout, num_frames: int, fingerprint: str
-    ) -> None:
-        self._stream = stream
-        self._layout = layout
-        self._fingerprint = fingerprint
-        self.num_frames = num_frames
-        self.rows = 0
-        header = _header(layout, num_frames, fingerprint, _NO_DIGEST)
-        stream.write(header)
-        self._place, position = {}, len(header)
-        for name in layout.arrays:
-            self._place[name] = position
-            position += num_frames * layout.row_bytes(name)
-        self._digests = {name: hashlib.sha256() for name in layout.arrays}
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.header_bytes + self.source.num_frames * self.layout.bytes_per_frame
 
-    def add(self, rows: Mapping[str, Tensor | NDArray[Any]]) -> None:
-        """Append the rows of the frames that follow."""
-        if rows.keys() != self._layout.arrays.keys():
-            raise ValueError(
-                f"the rows must hold {', '.join(self._layout.arrays)}; got {', '.join(rows)}."
+    def metadata(self, digest: str) -> dict[str, str]:
+        """What the file says about itself."""
+        return {"format": FEATURE_FORMAT, "fingerprint": self.fingerprint, "sha256": digest}
+
+    def write(self, encode: Encode) -> Iterator[int]:
+        """Compute and write the file; yields the number of frames after each chunk."""
+        total, done = self.source.num_frames, 0
+        with open_rows(
+            self.file, self.layout.arrays, header_bytes=self.header_bytes, num_rows=total
+        ) as writer:
+            for rows in encode(self.source):
+                ready = _converted(rows, self.layout, done)
+                count = len(next(iter(ready.values())))
+                if done + count > total:
+                    raise ValueError(f"there are more rows, {done + count}, than frames, {total}.")
+                for name, values in ready.items():
+                    writer.add(name, values)
+                done += count
+                yield count
+            if done != total:
+                raise ValueError(f"there are {done} rows for {total} frames.")
+            writer.finish(
+                lambda digests: self.metadata(
+                    _sealed(self.fingerprint, self.layout, total, digests)
+                )
             )
-        ready = {name: self._converted(name, values) for name, values in rows.items()}
-        lengths = {len(values) for values in ready.values()}
-        if len(lengths) != 1:
-            raise ValueError(
-                "all arrays must have the same number of rows; got "
-                f"{', '.join(f'{name} {len(values)}' for name, values in ready.items())}."
-            )
-        count = lengths.pop()
-        if self.rows + count > self.num_frames:
-            raise ValueError(
-                f"there are more rows, {self.rows + count}, than frames, {self.num_frames}."
-            )
-        for name, values in ready.items():
-            if values.size:
-                data = _bytes(values)
-                self._stream.seek(self._place[name] + self.rows * self._layout.row_bytes(name))
-                self._stream.write(data)
-                self._digests[name].update(data)
-        self.rows += count
 
-    def _converted(self, name: str, values: Tensor | NDArray[Any]) -> NDArray[Any]:
+
+def _converted(rows: Rows, layout: FeatureLayout, first: int) -> dict[str, NDArray[Any]]:
+    """The rows of one chunk in the types of a file; only finite numbers are kept."""
+    if rows.keys() != layout.arrays.keys():
+        raise ValueError(f"the rows must hold {', '.join(layout.arrays)}; got {', '.join(rows)}.")
+    lengths = {name: len(values) for name, values in rows.items()}
+    if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"all arrays must have the same number of rows; got {listed}.")
+    ready: dict[str, NDArray[Any]] = {}
+    for name, values in rows.items():
         if isinstance(values, Tensor):
             values = values.detach().cpu()
             # numpy has no bfloat16
             values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        shape, dtype = self._layout.arrays[name]
-        if values.shape[1:] != shape:
-            raise ValueError(f"rows of {name!r} must have shape {shape}; got {values.shape[1:]}.")
         with np.errstate(over="ignore"):
-            converted = np.ascontiguousarray(values, dtype=dtype)
-        if converted.dtype.kind == "f" and not np.isfinite(converted).all():
+            ready[name] = np.asarray(values, dtype=layout.arrays[name][1])
+        if ready[name].dtype.kind == "f" and not np.isfinite(ready[name]).all():
             cause = "it overflows float16" if np.isfinite(values).all() else "it is so already"
             raise CacheError(
-                f"a value of {name!r} is NaN or infinite in rows {self.rows} to "
-                f"{self.rows + len(values) - 1} ({cause})."
+                f"a value of {name!r} is NaN or infinite in rows {first} to "
+                f"{first + len(values) - 1} ({cause})."
             )
-        return converted
-
-    def finish(self) -> None:
-        """Write the checksum."""
-        if self.rows != self.num_frames:
-            raise ValueError(f"there are {self.rows} rows for {self.num_frames} frames.")
-        digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        seal = _seal(self._fingerprint, self._layout, self.num_frames, digests)
-        self._stream.seek(0)
-        self._stream.write(_header(self._layout, self.num_frames, self._fingerprint, seal))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+    return ready
 
 
-@contextmanager
-def open_feature_file(
-    path: Path, layout: FeatureLayout, num_frames: int, fingerprint: str
-) -> Iterator[FeatureFileWriter]:
-    """Open a file that takes its name when the block succeeds, and vanishes if it does not."""
-    try:
-        with atomic_write(path) as partial:
-            remove_abandoned(path)
-            with partial.open("wb") as stream:
-                lock_file(stream)
-                writer = FeatureFileWriter(stream, layout, num_frames, fingerprint)
-                yield writer
-                writer.finish()
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFullError(error.errno, path) from error
+def _sealed(
+    fingerprint: str, layout: FeatureLayout, num_frames: int, digests: Mapping[str, str]
+) -> str:
+    """One checksum of everything that a file says."""
+    parts = [FEATURE_FORMAT, fingerprint, json.dumps(layout.as_json()), str(num_frames)]
+    parts += [digests[name] for name in layout.arrays]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# --------------------------------------------------------------------------------------- reading
-def read_header(path: Path) -> dict[str, str]:
-    """Read what a file says about itself; notices a file that was cut."""
-    if not path.is_file():
-        raise CacheError(f"no such file of features: {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stream:
-            metadata: dict[str, str] = stream.metadata() or {}
-    except (safetensors.SafetensorError, UnicodeDecodeError) as error:
-        raise CacheError(f"not a complete file of features; delete it: {path} ({error})") from error
-    if metadata.get("format") != FEATURE_FORMAT or not {"fingerprint", "sha256"} <= set(metadata):
-        raise CacheError(
-            f"not a file of features of this version ({FEATURE_FORMAT}) but "
-            f"{metadata.get('format', 'something else')!r}: {path}"
-        )
-    return metadata
-
-
-def read_features(
-    path: Path, layout: FeatureLayout, *, verify: bool, memory_map: bool
+def _read_features(
+    path: Path, layout: FeatureLayout, metadata: Mapping[str, str], verify: bool, memory_map: bool
 ) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a file."""
-    metadata = read_header(path)
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        entries = json.loads(stream.read(size))
-    del entries["__metadata__"]
-    shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    lengths = {shape[0] for shape in shapes.values() if shape}
-    num_frames = lengths.pop() if len(lengths) == 1 else -1
-    expected = {
-        name: (_TYPE_NAMES[dtype], (num_frames, *shape))
-        for name, (shape, dtype) in layout.arrays.items()
-    }
-    found = {name: (entry["dtype"], shapes[name]) for name, entry in entries.items()}
-    if found != expected:
+    arrays = read_columns(path, memory_map=memory_map)
+    found = {name: (array.shape[1:], array.dtype.name) for name, array in arrays.items()}
+    lengths = {len(array) for array in arrays.values()}
+    if found != layout.arrays or len(lengths) != 1:
         raise CacheError(f"the file holds other arrays than it should; delete it: {path}")
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, (shape, dtype) in layout.arrays.items():
-        start, end = (8 + size + offset for offset in entries[name]["data_offsets"])
-        if start == end:  # an empty file cannot be mapped
-            arrays[name] = np.zeros((num_frames, *shape), dtype=dtype)
-            continue
-        # Copy on write: torch warns about arrays that it could not write to.
-        mapped: NDArray[Any] = np.memmap(
-            path, dtype=dtype, mode="c", offset=start, shape=(num_frames, *shape)
-        )
-        arrays[name] = mapped if memory_map else np.array(mapped)
     if verify:
-        digests = {
-            name: hashlib.sha256(_bytes(array)).hexdigest() for name, array in arrays.items()
-        }
-        if _seal(metadata["fingerprint"], layout, num_frames, digests) != metadata["sha256"]:
+        digests = {name: sha256(array) for name, array in arrays.items()}
+        digest = _sealed(metadata["fingerprint"], layout, lengths.pop(), digests)
+        if digest != metadata["sha256"]:
             raise CacheError(f"the content was altered after it was written; delete it: {path}")
-    return arrays
+    return {name: arrays[name] for name in layout.arrays}
 
 
+# ------------------------------------------------------------------- from trials to their tokens
 Encoder = Callable[[Tensor], tuple[Tensor, tuple[int, int]]]
 RegionMapper = Callable[..., tuple[Tensor, Tensor]]
 
@@ -411,6 +343,27 @@ def _spread(rows: Tensor, where: Tensor, seen: Tensor) -> Tensor:
     return full
 
 
+# ---------------------------------------------------------------------------------- many files
+def shard_by_length(lengths: Mapping[str, int], world_size: int) -> list[list[str]]:
+    """Split trials so that every rank gets about the same number of frames.
+
+    The longest goes first, to the rank that has least; the same input gives the same shares on
+    every machine.
+
+    Examples:
+        >>> shard_by_length({"a": 1, "b": 5, "c": 3, "d": 3}, 2)
+        [['b', 'a'], ['c', 'd']]
+    """
+    check_range("world_size", world_size, 1)
+    shares: list[list[str]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for name, length in sorted(lengths.items(), key=lambda item: (-item[1], item[0])):
+        least = loads.index(min(loads))
+        shares[least].append(name)
+        loads[least] += length
+    return shares
+
+
 class FeatureCacheError(CacheError):
     """The features of some trials could not be computed; those of the others were.
 
@@ -428,23 +381,11 @@ class FeatureCacheError(CacheError):
 
 
 @dataclass(frozen=True)
-class FeatureSource:
-    """What the features of one trial are computed from."""
-
-    name: str
-    """Name of the trial; may contain `/`, for sub-folders."""
-    path: Path
-    """A prepared trial, or any other file."""
-    num_frames: int
-    """Rows that the features will have."""
-
-
-@dataclass(frozen=True)
 class CacheEstimate:
     """What a call of `fill` will write; exact, since sizes follow from the layout."""
 
     num_trials: int
-    """Trials of this rank's share."""
+    """Trials of the share of this rank."""
     num_done: int
     """Those that are ready."""
     total_bytes: int
@@ -456,7 +397,7 @@ class CacheEstimate:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for what is missing."""
+        """Whether what is missing fits on the disk."""
         return self.missing_bytes <= self.free_bytes
 
     def __str__(self) -> str:
@@ -468,22 +409,6 @@ class CacheEstimate:
             f"{self.num_trials} trials, {total}; {self.num_done} are ready, {missing} to be "
             f"written, {free} free"
         )
-
-
-def prepared_sources(files: Mapping[str, str | os.PathLike[str]]) -> list[FeatureSource]:
-    """Describe prepared trials as sources, from their headers alone."""
-    sources = []
-    for name, given in files.items():
-        path = Path(given)
-        if not path.is_file():
-            raise CacheError(f"no such prepared file: {path}")
-        try:
-            with safetensors.safe_open(path, framework="numpy") as stream:
-                length = stream.get_slice("valid").get_shape()[0]
-        except safetensors.SafetensorError as error:
-            raise CacheError(f"not a complete prepared file: {path} ({error})") from error
-        sources.append(FeatureSource(name, path, int(length)))
-    return sources
 
 
 class CachedTrials(Mapping[str, Mapping[str, Any]]):
@@ -539,40 +464,7 @@ def size_in_words(number: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-@dataclass(frozen=True)
-class FillJob:
-    """One file to write; crosses the border to a worker process."""
-
-    source: FeatureSource
-    file: Path
-    fingerprint: str
-    layout: FeatureLayout
-
-
-Encode = Callable[[FeatureSource], Iterable[Mapping[str, Any]]]
-
-
-def shard_by_length(lengths: Mapping[str, int], world_size: int) -> list[list[str]]:
-    """Deal out trials so that every rank gets about the same number of frames.
-
-    The longest goes first, to the rank that has least; the same input gives the same shares on
-    every machine.
-
-    Examples:
-        >>> shard_by_length({"a": 1, "b": 5, "c": 3, "d": 3}, 2)
-        [['b', 'a'], ['c', 'd']]
-    """
-    check_range("world_size", world_size, 1)
-    shares: list[list[str]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for name, length in sorted(lengths.items(), key=lambda item: (-item[1], item[0])):
-        least = loads.index(min(loads))
-        shares[least].append(name)
-        loads[least] += length
-    return shares
-
-
-def run_fill_jobs(
+def _run(
     todo: Sequence[FillJob], encode: Encode, jobs: int
 ) -> Iterator[tuple[str, int, str | None]]:
     """Write the files."""
@@ -580,7 +472,7 @@ def run_fill_jobs(
         for job in todo:
             done = 0
             try:
-                for frames in _write(job, encode):
+                for frames in job.write(encode):
                     done += frames
                     yield job.source.name, frames, None
             except MediaError as error:
@@ -608,16 +500,6 @@ def run_fill_jobs(
         pool.shutdown(cancel_futures=True)
 
 
-def _write(job: FillJob, encode: Encode) -> Iterator[int]:
-    """Write one file; yields the number of frames after each chunk."""
-    size = job.source.num_frames
-    with open_feature_file(job.file, job.layout, size, job.fingerprint) as writer:
-        for rows in encode(job.source):
-            before = writer.rows
-            writer.add(rows)
-            yield writer.rows - before
-
-
 _encode: Encode | None = None
 
 
@@ -629,20 +511,13 @@ def _start_worker(encode: Encode) -> None:
 
 
 def _work(job: FillJob) -> str | None:
-    if _encode is None:
-        raise RuntimeError("a worker has no encoder; this is a bug of mmau.")
+    assert _encode is not None
     try:
-        for _ in _write(job, _encode):
+        for _ in job.write(_encode):
             pass
     except MediaError as error:
         return str(error)
     return None
-
-
-_SUFFIX = ".safetensors"
-_MANIFEST = "manifest.json"
-
-Rows = Iterable[Mapping[str, "Tensor | NDArray[Any]"]]
 
 
 class FeatureCache:
@@ -690,9 +565,9 @@ class FeatureCache:
             "encoder": encoder if isinstance(encoder, str) else dict(encoder),
             "options": dict(options or {}),
             "mmau": __version__,
-            **{package: _version(package) for package in ("torch", "transformers")},
+            **installed_versions("torch", "transformers"),
         }
-        json.dumps(self._made_by)  # refuses what has no JSON, before any work
+        json.dumps(self._made_by)  # raises what has no JSON, before any work
 
     def file_of(self, name: str) -> Path:
         """Return where the features of a trial are, or will be.
@@ -706,9 +581,7 @@ class FeatureCache:
         Raises:
             ValueError: If the name leads out of the folder.
         """
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"a trial name must stay inside the folder; got {name!r}.")
-        return self.folder / f"{name}{_SUFFIX}"
+        return file_in(self.folder, name)
 
     def fingerprint(self, source: FeatureSource) -> str:
         """Describe everything that the features of a trial depend on.
@@ -723,22 +596,21 @@ class FeatureCache:
         Raises:
             MediaError: If the source is missing.
         """
-        status = check_file(source.path).stat()
-        about: dict[str, Any] = {
-            "source_bytes": status.st_size,
-            "source_modified_ns": status.st_mtime_ns,
-        }
-        if source.path.suffix == _SUFFIX:
-            try:
-                with safetensors.safe_open(source.path, framework="numpy") as stream:
-                    digest = (stream.metadata() or {}).get("sha256")
-            except safetensors.SafetensorError as error:
-                raise CacheError(f"not a complete file: {source.path} ({error})") from error
+        about: dict[str, Any] = source_stamp(source.path)
+        if source.path.suffix == SUFFIX:
+            digest = read_metadata(source.path).get("sha256")
             if digest is not None:
                 about = {"source_sha256": digest}
         # The number of frames is part of it, since it is not always that of the file.
         about["num_frames"] = source.num_frames
         return json.dumps({**self._made_by, **about}, sort_keys=True)
+
+    def _fresh_metadata(self, source: FeatureSource) -> dict[str, str]:
+        """What the file of a trial says about itself; raises if it is missing, cut or stale."""
+        file = self.file_of(source.name)
+        metadata = read_metadata(file, FEATURE_FORMAT, _KIND)
+        raise_if_stale(file, metadata["fingerprint"], self.fingerprint(source), _KIND)
+        return metadata
 
     def is_done(self, source: FeatureSource) -> bool:
         """Tell whether the features of a trial are there; reads the header only.
@@ -753,30 +625,11 @@ class FeatureCache:
             CacheError: If there is one, but cut, of another version, or stale.
             MediaError: If the source is missing.
         """
-        file = self.file_of(source.name)
-        if not file.exists():
-            return False
-        self._check_fresh(file, source)
-        return True
+        return self.file_of(source.name).exists() and bool(self._fresh_metadata(source))
 
-    def _check_fresh(self, file: Path, source: FeatureSource) -> None:
-        """Refuse a file that was made from something else, and say what is different."""
-        found, wanted = read_header(file)["fingerprint"], self.fingerprint(source)
-        if found == wanted:
-            return
-        try:
-            before, now = json.loads(found), json.loads(wanted)
-        except json.JSONDecodeError:
-            before, now = {}, {}
-        changed = [
-            f"{key} was {before.get(key)} and is now {now.get(key)}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
-        raise CacheError(
-            f"the features are stale ({', '.join(changed) or 'no record of their source'}); delete "
-            f"them or use another folder: {file}"
-        )
+    def _job(self, source: FeatureSource) -> FillJob:
+        file = self.file_of(source.name)
+        return FillJob(source, file, self.fingerprint(source), self.layout)
 
     def estimate(
         self, sources: Sequence[FeatureSource], *, rank: int = 0, world_size: int = 1
@@ -785,7 +638,7 @@ class FeatureCache:
 
         Args:
             sources: All trials, of all ranks.
-            rank: Which share is ours.
+            rank: Which share is this process's.
             world_size: Number of shares.
 
         Returns:
@@ -795,24 +648,20 @@ class FeatureCache:
             ValueError: If a number is out of range, or two sources share a name.
             CacheError: If a file is stale or cut.
         """
-        total = missing = done = 0
         share = self._share(sources, rank, world_size)
-        for source in share:
-            size = file_bytes(self.layout, source.num_frames, self.fingerprint(source))
-            total += size
-            if self.is_done(source):
-                done += 1
-            else:
-                missing += size
+        sizes = {source.name: self._job(source).file_bytes for source in share}
+        done = [source.name for source in share if self.is_done(source)]
+        total = sum(sizes.values())
+        missing = total - sum(sizes[name] for name in done)
         existing = next(path for path in (self.folder, *self.folder.absolute().parents)
                         if path.exists())  # fmt: skip
         free = shutil.disk_usage(existing).free
-        return CacheEstimate(len(share), done, total, missing, free)
+        return CacheEstimate(len(share), len(done), total, missing, free)
 
     def fill(
         self,
         sources: Sequence[FeatureSource],
-        encode: Callable[[FeatureSource], Rows],
+        encode: Encode,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -828,18 +677,19 @@ class FeatureCache:
             sources: All trials, of all ranks: a rank knows its share from the lengths of all.
             encode: Yields the rows of a trial, chunk by chunk in the order of its frames, as name
                 to `(n, ...)`. With several `jobs` it must be picklable.
-            rank: Which share is ours, 0 to `world_size - 1`.
+            rank: Which share is this process's, 0 to `world_size - 1`.
             world_size: Number of shares; machines need nothing in common but the sources.
             jobs: Processes, started by spawn: a script that uses more than one must do its work
                 under `if __name__ == "__main__":`.
-            overwrite: Whether to replace stale or corrupt files, instead of refusing them.
+            overwrite: Whether to replace stale or corrupt files, instead of raising.
             progress: Called as `progress(done, total)`, in frames.
 
         Returns:
-            Name to file, of this rank's share.
+            Name to file, of the share of this rank.
 
         Raises:
-            CacheError: If a file is stale or corrupt, or there is no room, before anything is done.
+            CacheError: If a file is stale or corrupt, or the disk too small, before anything is
+                done.
             FeatureCacheError: After all others, if some trials could not be encoded; names them.
             DiskFullError: If the disk is full; files that were finished are kept.
             ValueError: If a number is out of range, two sources share a name, or the rows are not
@@ -848,11 +698,11 @@ class FeatureCache:
         """
         check_range("jobs", jobs, 1)
         share = self._share(sources, rank, world_size)
-        files, todo, failures = {}, [], {}
+        files = {source.name: self.file_of(source.name) for source in share}
+        todo, failures = [], {}
         for source in share:
-            files[source.name] = self.file_of(source.name)
             try:
-                fingerprint = self.fingerprint(source)
+                job = self._job(source)
             except MediaError as error:
                 failures[source.name] = str(error)
                 continue
@@ -863,13 +713,13 @@ class FeatureCache:
                     raise CacheError(f"{error}; `overwrite=True` replaces it") from error
                 ready = False
             if not ready:
-                todo.append(FillJob(source, files[source.name], fingerprint, self.layout))
-        self._check_room(todo)
+                todo.append(job)
+        self._check_free_bytes(todo)
         total = sum(source.num_frames for source in share)
         done = total - sum(job.source.num_frames for job in todo)
         if progress is not None:
             progress(done, total)
-        for name, frames, reason in run_fill_jobs(todo, encode, jobs):
+        for name, frames, reason in _run(todo, encode, jobs):
             if reason is not None:
                 failures[name] = reason
             done += frames
@@ -879,8 +729,8 @@ class FeatureCache:
             raise FeatureCacheError(failures, {n: f for n, f in files.items() if n not in failures})
         return files
 
-    def _check_room(self, todo: Sequence[FillJob]) -> None:
-        needed = sum(file_bytes(self.layout, j.source.num_frames, j.fingerprint) for j in todo)
+    def _check_free_bytes(self, todo: Sequence[FillJob]) -> None:
+        needed = sum(job.file_bytes for job in todo)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -906,10 +756,9 @@ class FeatureCache:
             CacheError: If the file is missing, cut, altered or stale.
             MediaError: If the source is missing.
         """
+        metadata = self._fresh_metadata(source)
         file = self.file_of(source.name)
-        read_header(file)  # a missing file is not called stale
-        self._check_fresh(file, source)
-        return read_features(file, self.layout, verify=verify, memory_map=memory_map)
+        return _read_features(file, self.layout, metadata, verify, memory_map)
 
     def trials(
         self,
@@ -945,13 +794,10 @@ class FeatureCache:
         """
         entries = {}
         for source in sorted(sources, key=lambda source: source.name):
-            file = self.file_of(source.name)
-            digest = read_header(file)["sha256"]
-            self._check_fresh(file, source)
-            entries[f"{source.name}{_SUFFIX}"] = {
-                "bytes": file.stat().st_size,
+            entries[f"{source.name}{SUFFIX}"] = {
+                "bytes": self.file_of(source.name).stat().st_size,
                 "num_frames": source.num_frames,
-                "sha256_of_content": digest,
+                "sha256_of_content": self._fresh_metadata(source)["sha256"],
             }
         path = self.folder / _MANIFEST
         with atomic_write(path) as unfinished:
@@ -989,10 +835,3 @@ class FeatureCache:
             raise ValueError(f"two sources are called {twice!r}.")
         lengths = {name: source.num_frames for name, source in by_name.items()}
         return [by_name[name] for name in shard_by_length(lengths, world_size)[rank]]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

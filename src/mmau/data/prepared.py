@@ -360,11 +360,12 @@ def load_trial(
     metadata = read_metadata(file, TRIAL_FORMAT, _KIND)
     if fingerprint is not None:
         raise_if_stale(file, metadata["fingerprint"], fingerprint, _KIND)
-    try:
-        arrays: dict[str, Any] = read_columns(file, memory_map=memory_map)
-        digests = {name: sha256(array) for name, array in arrays.items()} if verify else {}
-        if verify and _trial_digest(digests) != metadata["sha256"]:
+    arrays: dict[str, Any] = read_columns(file, memory_map=memory_map)
+    if verify:
+        digests = {name: sha256(array) for name, array in arrays.items()}
+        if _trial_digest(digests) != metadata["sha256"]:
             raise CacheError(f"the content was altered after it was written; delete it: {file}")
+    try:
         about = json.loads(metadata["trial"])
         return PreparedTrial(
             **{name: arrays[name] for name in COLUMNS if name in arrays},

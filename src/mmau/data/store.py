@@ -197,7 +197,7 @@ def open_rows(
 
 
 # --------------------------------------------------------------------------------------- reading
-def read_metadata(path: Path, file_format: str, kind: str) -> dict[str, str]:
+def read_metadata(path: Path, file_format: str | None = None, kind: str = "file") -> dict[str, str]:
     """Read what a file says about itself; notices a file that was cut, or is of another kind."""
     if not path.is_file():
         raise CacheError(f"no such {kind}: {path}")
@@ -206,6 +206,8 @@ def read_metadata(path: Path, file_format: str, kind: str) -> dict[str, str]:
             metadata: dict[str, str] = stream.metadata() or {}
     except (safetensors.SafetensorError, UnicodeDecodeError) as error:
         raise CacheError(f"not a complete {kind}; delete it: {path} ({error})") from error
+    if file_format is None:
+        return metadata
     found = metadata.get("format", "something else")
     if found != file_format or not {"fingerprint", "sha256"} <= set(metadata):
         raise CacheError(f"not a {kind} of this version ({file_format}) but {found!r}: {path}")
@@ -222,6 +224,8 @@ def read_columns(path: Path, *, memory_map: bool) -> dict[str, NDArray[Any]]:
     for name, entry in entries.items():
         if name in ("__metadata__", _PADDING):
             continue
+        if entry["dtype"] not in dtypes:
+            raise CacheError(f"{name!r} is of unknown type {entry['dtype']}; delete it: {path}")
         dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
         if 0 in shape:  # nothing cannot be mapped
             arrays[name] = np.zeros(shape, dtype)
