@@ -41,8 +41,9 @@ swell = torch.exp(-(((torch.arange(300 * 640) / 16000 - 6.3) / 0.6) ** 2))
 loudness = (torch.randn(300 * 640) * swell).view(300, 640).std(dim=1)
 visual, audio = torch.stack([jaw, torch.zeros(300)], dim=-1)[None], loudness[None, :, None]
 with torch.no_grad():
-    heard, _, selection = model(visual, audio, return_selection=True)
-    unheard, _ = model(visual)  # no sound: the gate is 1, delta is that of silence
+    with_audio, _ = model(visual, audio)
+    selection = model.selection(visual, audio)
+    without, _ = model(visual)  # no sound: the gate is 1, delta is that of silence
 delta = selection.delta[0, :, 0]
 
 # %%
@@ -50,17 +51,17 @@ delta = selection.delta[0, :, 0]
 # frame at the height of the sigh.
 
 figure, axes = plt.subplots(2, 2, figsize=(10, 4.8), sharex=True)
-(heard_axis, memory_axis), (seen_axis, state_axis) = axes
-heard_axis.fill_between(time, loudness, color="tab:blue", alpha=0.5)
-heard_axis.set_title("loudness of the sound")
-seen_axis.fill_between(time, jaw, color="tab:gray", alpha=0.5)
-seen_axis.set(title="drop of the jaw", xlabel="time (s)")
+(audio_axis, memory_axis), (visual_axis, state_axis) = axes
+audio_axis.fill_between(time, loudness, color="tab:blue", alpha=0.5)
+audio_axis.set_title("loudness of the sound")
+visual_axis.fill_between(time, jaw, color="tab:gray", alpha=0.5)
+visual_axis.set(title="drop of the jaw", xlabel="time (s)")
 memory_axis.semilogy(time, math.log(2) / delta / 25, color="tab:orange")
 memory_axis.set_title("half-life of the state (s)")
 memory_axis.annotate("delta closed", (0.2, 4), fontsize=8)
 memory_axis.annotate("delta open", (6.7, 0.05), fontsize=8)
-state_axis.plot(time, heard[0, :, 0], color="tab:orange", label="with the sound")
-state_axis.plot(time, unheard[0, :, 0], color="tab:gray", label="without it")
+state_axis.plot(time, with_audio[0, :, 0], color="tab:orange", label="with the sound")
+state_axis.plot(time, without[0, :, 0], color="tab:gray", label="without it")
 state_axis.set(title="state", xlabel="time (s)")
 state_axis.legend(fontsize=8)
 figure.suptitle("A sigh opens the gate of an audio-guided state space model")

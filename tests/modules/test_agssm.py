@@ -68,28 +68,28 @@ def test_time_constants_are_marked_as_exempt_from_weight_decay():
         assert marked == expected
 
 
-# ------------------------------------------------------------------ the guide
-def test_without_a_guide_it_is_a_plain_selective_model():
+# ------------------------------------------------------------------ audio
+def test_without_audio_it_is_a_plain_selective_model():
     model = AGSSM(6, d_state=3).double()
     visual, _ = clip()
-    out, _, selection = model(visual, return_selection=True)
-    assert selection.gate is None
+    out, _ = model(visual)
+    assert model.selection(visual).gate is None
     model.backend = resolve_scan_backend("reference")
     assert_close(model(visual)[0], out)
 
 
-def test_where_the_guide_is_absent_the_gate_is_one_and_nothing_is_added():
+def test_where_audio_is_absent_the_gate_is_one_and_nothing_is_added():
     select = AudioGuidedSelection(6, 4).double()
     visual, audio = clip()
-    present = torch.rand(2, 9) < 0.5
-    audio[~present] = math.nan
-    got = select(visual, audio, audio_mask=present)
-    assert (got.gate[~present] == 1).all()
+    audio_mask = torch.rand(2, 9) < 0.5
+    audio[~audio_mask] = math.nan
+    got = select(visual, audio, audio_mask=audio_mask)
+    assert (got.gate[~audio_mask] == 1).all()
     s = visual @ select.fuse.weight[:, :6].T + select.fuse.bias
-    assert_close(got.B[~present], (s @ select.to_B.weight.T)[~present])
-    heard = select(visual, audio.nan_to_num())
+    assert_close(got.B[~audio_mask], (s @ select.to_B.weight.T)[~audio_mask])
+    unmasked = select(visual, audio.nan_to_num())
     for name in ("delta", "B", "C", "gate"):
-        assert_close(getattr(got, name)[present], getattr(heard, name)[present])
+        assert_close(getattr(got, name)[audio_mask], getattr(unmasked, name)[audio_mask])
 
 
 def test_no_audio_is_the_same_as_audio_absent_everywhere():
@@ -104,7 +104,7 @@ def test_no_audio_is_the_same_as_audio_absent_everywhere():
     assert (without.gate == 1).all()
 
 
-def test_the_guide_reaches_every_selected_quantity():
+def test_audio_reaches_every_selected_quantity():
     model = AGSSM(6, 4).double()
     visual, audio = clip()
     audio.requires_grad_()
@@ -129,11 +129,11 @@ def test_step_agrees_with_the_whole_clip(t, seed):
     torch.manual_seed(seed)
     model = AGSSM(6, 4).double()
     visual, audio = clip(t=t)
-    present = torch.rand(2, t) < 0.7
-    whole, final = model(visual, audio, audio_mask=present)
+    audio_mask = torch.rand(2, t) < 0.7
+    whole, final = model(visual, audio, audio_mask=audio_mask)
     state, steps = None, []
     for i in range(t):
-        out, state = model.step(visual[:, i], audio[:, i], state, audio_mask=present[:, i])
+        out, state = model.step(visual[:, i], audio[:, i], state, audio_mask=audio_mask[:, i])
         steps.append(out)
     # The scan is bitwise; the projections differ by the rounding of one product and of many.
     assert_close(torch.stack(steps, 1), whole, rtol=1e-12, atol=1e-14)
@@ -171,10 +171,10 @@ def test_gradients_flow_through_the_carried_state():
     expected = torch.autograd.grad(whole.square().sum(), list(model.parameters()))
     first, state = model(visual[:, :4], audio[:, :4])
     second, _ = model(visual[:, 4:], audio[:, 4:], state=state)
-    pieces = torch.autograd.grad(
+    chunks = torch.autograd.grad(
         first.square().sum() + second.square().sum(), list(model.parameters())
     )
-    for one, other in zip(pieces, expected, strict=True):
+    for one, other in zip(chunks, expected, strict=True):
         assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
@@ -209,19 +209,19 @@ def test_shared_directions_are_the_same_scan_of_the_flipped_clip():
     model = AGSSM(6, 4, bidirectional=True, share_directions=True, skip=True).double()
     assert {n.split(".")[0] for n, _ in model.named_parameters()} == {"A_log", "D", "selection"}
     visual, audio = clip()
-    present, mask = torch.rand(2, 9) < 0.7, torch.rand(2, 9) < 0.7
+    audio_mask, mask = torch.rand(2, 9) < 0.7, torch.rand(2, 9) < 0.7
     visual[~mask] = math.nan
     reset = torch.zeros(2, 9, dtype=torch.bool)
     reset[:, 4] = True
-    out, state = model(visual, audio, audio_mask=present, mask=mask, reset=reset)
+    out, state = model(visual, audio, audio_mask=audio_mask, mask=mask, reset=reset)
     assert state is None
     one_way = AGSSM(6, 4, skip=True).double()
     one_way.load_state_dict(model.state_dict())
-    forth, _ = one_way(visual, audio, audio_mask=present, mask=mask, reset=reset)
+    forth, _ = one_way(visual, audio, audio_mask=audio_mask, mask=mask, reset=reset)
     back, _ = one_way(
         visual.flip(1),
         audio.flip(1),
-        audio_mask=present.flip(1),
+        audio_mask=audio_mask.flip(1),
         mask=mask.flip(1),
         reset=reverse_reset(reset),
     )
@@ -242,6 +242,8 @@ def test_packed_clips_are_independent_in_both_directions(share):
         alone, _ = model(visual[:, part], audio[:, part])
         assert_close(packed[:, part], alone, rtol=1e-12, atol=1e-14)
     assert reverse_reset(None) is None
+    first = torch.tensor([[True, False, False, True]])
+    assert reverse_reset(first).tolist() == [[False, True, False, False]]
 
 
 # ------------------------------------------------------------------ contract
@@ -327,16 +329,14 @@ def test_a_backend_with_a_fused_kernel_gets_it_called(options, kernels):
     composed = AGSSM(6, 4, d_state=3, backend=plain, **options).double()
     composed.load_state_dict(model.state_dict())
     visual, audio = clip()
-    heard, mask, reset = torch.rand(3, 2, 9) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
-    visual[~mask], audio[~heard] = math.nan, math.nan
-    given = {"audio_mask": heard, "mask": mask, "reset": reset}
+    audio_mask, mask, reset = torch.rand(3, 2, 9) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
+    visual[~mask], audio[~audio_mask] = math.nan, math.nan
+    given = {"audio_mask": audio_mask, "mask": mask, "reset": reset}
     out, state = model(visual, audio, **given)
     expected, expected_state = composed(visual, audio, **given)
     assert len(calls) == kernels
     assert torch.equal(out, expected)
     assert state is expected_state is None or torch.equal(state, expected_state)
-    model(visual, audio, **given, return_selection=True)
-    assert len(calls) == kernels + (model.reversed_scan is not None)  # it wants to be looked at
 
 
 def test_discretisations_differ_as_they_should():

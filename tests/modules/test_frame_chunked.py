@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmau.encoders.vision import tiny_dinov2
-from mmau.modules import FrameChunked, run_in_chunks
+from mmau.modules.frame_chunked import FrameChunked, run_in_chunks
 
 
 class Kept:

@@ -62,7 +62,7 @@ def test_a_causal_model_is_causal_in_both_streams(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_frame_sees_the_past(name):
+def test_a_frame_depends_on_the_past(name):
     model = build(name)
     visual, audio = clip()
     visual.requires_grad_()
@@ -73,25 +73,25 @@ def test_a_frame_sees_the_past(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cuts", [[5], [1, 2, 11], range(1, 12)])
-def test_pieces_with_a_carried_state_are_the_whole(name, cuts):
+def test_chunks_with_a_carried_state_are_the_whole(name, cuts):
     model = build(name)
     visual, audio = clip()
-    present = torch.rand(2, 12) < 0.7
+    audio_mask = torch.rand(2, 12) < 0.7
     mask = torch.rand(2, 12) < 0.7
-    whole, _ = model(visual, audio, audio_mask=present, mask=mask)
-    state, pieces, borders = None, [], [0, *cuts, 12]
+    whole, _ = model(visual, audio, audio_mask=audio_mask, mask=mask)
+    state, chunks, borders = None, [], [0, *cuts, 12]
     for start, end in itertools.pairwise(borders):
         part = slice(start, end)
         out, state = model(
             visual[:, part],
             audio[:, part],
-            audio_mask=present[:, part],
+            audio_mask=audio_mask[:, part],
             mask=mask[:, part],
             state=state,
         )
-        pieces.append(out)
+        chunks.append(out)
     # Rounding of differently shaped matrix products.
-    assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-12)
+    assert_close(torch.cat(chunks, 1), whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,7 +145,7 @@ def test_a_clip_without_any_frame_gives_zeros(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_absent_audio_has_no_influence_and_present_audio_has(name):
+def test_absent_audio_has_no_influence_and_given_audio_has(name):
     model = build(name)
     visual, audio = clip()
     nowhere = torch.zeros(2, 12, dtype=torch.bool)
@@ -249,14 +249,14 @@ def test_autocast_and_dropout_run(name):
         ({"state": (torch.zeros(2, 1, 1),) * 99}, TypeError, "`state` must be the tuple of"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(name, change, error, message):
+def test_bad_input_is_refused(name, change, error, message):
     arguments = dict(zip(("visual", "audio"), clip(), strict=True)) | change
     with pytest.raises(error, match=message):
         build(name)(**arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_audio_for_a_model_without_a_guide_is_refused(name):
+def test_audio_for_a_model_without_audio_is_refused(name):
     with pytest.raises(
         ValueError, match=r"`audio` must be None: this .* was built with d_audio=None"
     ):
@@ -295,8 +295,8 @@ def test_the_receptive_field_is_what_it_says(num_layers, kernel_size, field):
     assert model.receptive_field == field
     visual = torch.randn(1, field + 3, 4, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(model(visual)[0][:, -1].square().sum(), visual)
-    seen = grad.abs().amax((0, 2)) > 0
-    assert seen.tolist() == [False] * 3 + [True] * field
+    reached = grad.abs().amax((0, 2)) > 0
+    assert reached.tolist() == [False] * 3 + [True] * field
 
 
 @pytest.mark.parametrize("option", ["d_hidden", "kernel_size"])
@@ -323,7 +323,7 @@ def test_attention_is_softmax_of_scores_and_distances():
     assert_close(model(visual)[0], model.norm(x + layer.feed_forward(x)))
 
 
-def test_without_causality_the_future_is_seen_and_there_is_no_state():
+def test_without_causality_the_future_counts_and_there_is_no_state():
     model = build("transformer", causal=False)
     visual, audio = clip()
     out, state = model(visual, audio)
@@ -338,12 +338,12 @@ def test_without_causality_the_future_is_seen_and_there_is_no_state():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_window_bounds_what_is_seen_and_what_is_kept(causal):
+def test_the_window_bounds_the_field_and_the_state(causal):
     model = build("transformer", None, num_layers=1, window=3, causal=causal)
     visual = clip()[0].requires_grad_()
     (grad,) = torch.autograd.grad(model(visual)[0][:, 6].square().sum(), visual)
-    seen = (grad.abs().amax((0, 2)) > 0).nonzero().flatten().tolist()
-    assert seen == ([4, 5, 6] if causal else [4, 5, 6, 7, 8])
+    reached = (grad.abs().amax((0, 2)) > 0).nonzero().flatten().tolist()
+    assert reached == ([4, 5, 6] if causal else [4, 5, 6, 7, 8])
     if causal:
         whole, _ = model(visual)
         state = None

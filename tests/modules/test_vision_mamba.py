@@ -27,7 +27,7 @@ def test_state_has_one_tensor_per_layer_whatever_the_length():
         assert [tuple(s.shape) for s in state] == [(2, 8, 3), (2, 8, 3)]
 
 
-def test_bidirectional_sees_the_future_and_padding_does_not_change_it():
+def test_bidirectional_depends_on_the_future_and_padding_does_not_change_it():
     model = VisionMamba(6, 4, bidirectional=True, num_layers=2).double()
     visual, audio = clip()
     out, state = model(visual, audio)

@@ -219,10 +219,10 @@ def test_agssm_runs_gate_softplus_and_scan_in_one_kernel(bidirectional):
         if one is not None:
             one.backend = dataclasses.replace(one.backend, run=None)
     visual, audio = torch.randn(2, 6, 5), torch.randn(2, 6, 4)
-    heard, mask, reset = torch.rand(3, 2, 6) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
-    visual[~mask], audio[~heard] = math.nan, math.nan
+    audio_mask, mask, reset = torch.rand(3, 2, 6) < torch.tensor([0.6, 0.8, 0.2]).view(3, 1, 1)
+    visual[~mask], audio[~audio_mask] = math.nan, math.nan
     state = None if bidirectional else torch.randn(2, 5, 3)
-    given = {"audio_mask": heard, "mask": mask, "reset": reset, "state": state}
+    given = {"audio_mask": audio_mask, "mask": mask, "reset": reset, "state": state}
     results = []
     for one in (model, exact):
         out, final = one(visual, audio, **given)

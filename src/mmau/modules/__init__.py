@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from mmau.modules.agssm import (
     AGSSM,
-    AGSSMBlock,
     AudioGuidedSelection,
     SelectionParameters,
     VisionMamba,
 )
 from mmau.modules.baselines import TCN, TemporalTransformer
 from mmau.modules.cross_attention import AsymmetricCrossAttention
-from mmau.modules.frame_chunked import FrameChunked, run_in_chunks
+from mmau.modules.frame_chunked import FrameChunked
 from mmau.modules.hga import HGA, HGAOutput, RegionMerge
 from mmau.modules.landmark_to_patch import LandmarkToPatch
 from mmau.modules.losses import LOSSES, AsymmetricLoss, FocalLoss, MaskedBCELoss
@@ -23,7 +22,6 @@ __all__ = [
     "LOSSES",
     "TCN",
     "TEMPORAL_MODELS",
-    "AGSSMBlock",
     "AsymmetricCrossAttention",
     "AsymmetricLoss",
     "AudioGuidedSelection",
@@ -38,5 +36,4 @@ __all__ = [
     "TemporalTransformer",
     "VisionMamba",
     "mask_from_lengths",
-    "run_in_chunks",
 ]

@@ -1,9 +1,9 @@
-"""The audio-guided selective state space model of the paper, without anything around it."""
+"""The audio-guided selective state space model: selection, scan, residual block, stack."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, NamedTuple, overload
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class SelectionParameters(NamedTuple):
     C: Tensor
     """`(b, t, n)`, output projection."""
     gate: Tensor | None
-    """`(b, t, d)`, gate of the guide on the visual input, in (0, 1), 1 where the guide is absent;
-    `None` for a selection without a guide."""
+    """`(b, t, d)`, gate of the audio on the visual input, in (0, 1), 1 where there is no audio;
+    `None` for a selection by the visual features alone."""
 
 
 class AudioGuidedSelection(nn.Module):
@@ -43,12 +43,12 @@ class AudioGuidedSelection(nn.Module):
     B_t = W_B s_t, \quad C_t = W_C s_t, \quad g_t = \sigma(W_g x^a_t)
     $$
 
-    Where the guide is absent, its part of $s_t$ is 0 and $g_t = 1$. The guide need not be audio:
-    any features at the frames' times do, of any width.
+    Where audio is absent, its part of $s_t$ is 0 and $g_t = 1$. Any features at the frames' times
+    can take its place, of any width.
 
     Args:
         d_model: Width `d` of the visual features.
-        d_audio: Width `a` of the guide, or `None` for a selection by the visual features alone.
+        d_audio: Width `a` of the audio, or `None` for a selection by the visual features alone.
         d_state: State size `n` per channel.
         dt_range: Smallest and largest step size at initialisation, in frames: a state of decay rate
             1 remembers about `1 / step` frames.
@@ -113,20 +113,7 @@ class AudioGuidedSelection(nn.Module):
     def forward(
         self, visual: Tensor, audio: Tensor | None = None, *, audio_mask: Tensor | None = None
     ) -> SelectionParameters:
-        """Compute the parameters of every frame.
-
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-
-        Returns:
-            Step, projections and gate.
-
-        Raises:
-            ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
-            TypeError: If `audio_mask` is not bool.
-        """
+        """Compute the parameters of every frame; `audio=None` means absent everywhere."""
         delta_logits, B, C, gate_logits = self.logits(visual, audio, audio_mask=audio_mask)
         return SelectionParameters(
             delta=F.softplus(delta_logits + self.delta_bias),
@@ -138,20 +125,9 @@ class AudioGuidedSelection(nn.Module):
     def logits(
         self, visual: Tensor, audio: Tensor | None = None, *, audio_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Compute what a kernel turns into step and gate by itself.
+        """Return step and gate before bias, softplus and sigmoid, for a kernel that applies them.
 
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-
-        Returns:
-            Step before bias and softplus `(b, t, d)`, `B` and `C` `(b, t, n)`, and the gate before
-            the sigmoid `(b, t, d)`: `inf` where there is no audio, `None` without `d_audio`.
-
-        Raises:
-            ValueError: If shapes do not fit, or there is audio and `d_audio` is `None`.
-            TypeError: If `audio_mask` is not bool.
+        The gate logit is `inf` where there is no audio, and `None` without `d_audio`.
         """
         sizes = {"d": self.d_model, "a": self.d_audio or 0}
         check_shapes(
@@ -184,19 +160,18 @@ class AudioGuidedSelection(nn.Module):
 
 
 def reverse_reset(reset: Tensor | None) -> Tensor | None:
-    """Turn the first frames of packed sequences into those of the same sequences read backwards.
-
-    Examples:
-        >>> reverse_reset(torch.tensor([[True, False, False, True]])).int()
-        tensor([[0, 1, 0, 0]], dtype=torch.int32)
-    """
+    """Turn the first frames of packed sequences into those of the same sequences read backwards."""
     if reset is None:
         return None
     return torch.cat([torch.zeros_like(reset[:, :1]), reset.flip(1)[:, :-1]], dim=1)
 
 
+def _flip(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.flip(1)
+
+
 class AGSSM(TemporalModule):
-    r"""Carry a memory over frames; the sound tells it what to let in, to keep and to give.
+    r"""Carry a state over frames; audio selects what enters it, what it keeps and what is read.
 
     $$
     h_t = \bar A_t h_{t-1} + \bar B_t \bigl( x^v_t \odot \sigma(W_g x^a_t) \bigr), \qquad
@@ -206,12 +181,12 @@ class AGSSM(TemporalModule):
     with $\Delta_t$, $B_t$, $C_t$ from `AudioGuidedSelection` and exact zero-order hold. $A$ is
     diagonal and negative, $A = -\exp(\texttt{A\_log})$, and starts as $-(1, \dots, n)$ in each
     channel. With `d_audio=None` this is a plain selective state space model. For a network layer
-    with norm, projections and residual take `AGSSMBlock`, for a stack of them `VisionMamba`.
+    with norm, projections and residual, or a stack of them, take `VisionMamba`.
 
     A masked frame is passed over: the state goes through it unchanged and the output there is 0.
     Nothing in it is read, NaN included. The scan runs in float32 under autocast.
 
-    The recurrence gives the same bits whether a clip is read at once, in pieces or by `step`. The
+    The recurrence gives the same bits whether a clip is read at once, in chunks or by `step`. The
     projections before it are matrix products whose last bit may depend on how many rows they have,
     so the outputs of the module agree to rounding (about 1e-6 in float32).
 
@@ -220,7 +195,7 @@ class AGSSM(TemporalModule):
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
-        d_audio: Width `a` of the guide, or `None` for no guide.
+        d_audio: Width `a` of the audio, or `None` for a model without audio.
         d_state: State size `n` per channel.
         discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
         backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`; resolved here, once.
@@ -283,7 +258,7 @@ class AGSSM(TemporalModule):
         self.selection = AudioGuidedSelection(d_model, d_audio, d_state, dt_range=dt_range)
         self.A_log = nn.Parameter(torch.empty(d_model, d_state))
         self.D = nn.Parameter(torch.empty(d_model)) if skip else None
-        self._exempt_parameters()
+        exempt_from_weight_decay(self.A_log, self.D)
         self.reversed_scan: AGSSM | None = None
         if bidirectional and not share_directions:
             self.reversed_scan = AGSSM(
@@ -299,12 +274,7 @@ class AGSSM(TemporalModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._exempt_parameters()  # copy.deepcopy drops the marks
-
-    def _exempt_parameters(self) -> None:
-        for parameter in (self.A_log, self.D):
-            if parameter is not None:
-                exempt_from_weight_decay(parameter)
+        exempt_from_weight_decay(self.A_log, self.D)  # copy.deepcopy drops the marks
 
     def reset_parameters(self) -> None:
         """Start each channel with decay rates 1 to n; S4D-real."""
@@ -313,32 +283,6 @@ class AGSSM(TemporalModule):
             self.A_log.copy_(rates.log().expand_as(self.A_log))
             if self.D is not None:
                 self.D.fill_(1.0)
-
-    @overload
-    def forward(
-        self,
-        visual: Tensor,
-        audio: Tensor | None = ...,
-        *,
-        audio_mask: Tensor | None = ...,
-        mask: Tensor | None = ...,
-        state: TemporalState = ...,
-        reset: Tensor | None = ...,
-        return_selection: Literal[False] = ...,
-    ) -> tuple[Tensor, Tensor | None]: ...
-
-    @overload
-    def forward(
-        self,
-        visual: Tensor,
-        audio: Tensor | None = ...,
-        *,
-        audio_mask: Tensor | None = ...,
-        mask: Tensor | None = ...,
-        state: TemporalState = ...,
-        reset: Tensor | None = ...,
-        return_selection: Literal[True],
-    ) -> tuple[Tensor, Tensor | None, SelectionParameters]: ...
 
     def forward(
         self,
@@ -349,26 +293,11 @@ class AGSSM(TemporalModule):
         mask: Tensor | None = None,
         state: TemporalState = None,
         reset: Tensor | None = None,
-        return_selection: bool = False,
-    ) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, SelectionParameters]:
-        """Read a clip, or the next piece of one.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read a clip, or the next chunk of one, as in `TemporalModel`.
 
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio; the gate is 1 elsewhere.
-            mask: `(b, t)` bool, True where there is a frame.
-            state: `(b, d, n)`, what the call on the frames before returned. Gradients flow through
-                it; detach it to cut them.
-            reset: `(b, t)` bool, True at the first frame of each of several clips in one row.
-            return_selection: Whether to return the `SelectionParameters` too (of the forward scan).
-
-        Returns:
-            The output `(b, t, d)` and the state `(b, d, n)`, which is `None` if bidirectional.
-
-        Raises:
-            ValueError: If shapes do not fit, or a state is given to a bidirectional module.
-            TypeError: If a mask is not bool or the state is not a tensor.
+        The state is one tensor `(b, d, n)`, through which gradients flow; detach it to cut them.
+        `reset` `(b, t)` bool is True at the first frame of each of several clips in one row.
         """
         self.refuse_state(state)
         if isinstance(state, tuple):
@@ -380,56 +309,54 @@ class AGSSM(TemporalModule):
             reset=(reset, "b t"),
         )
         check_mask("reset", reset)
-        visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
-        fused = self.fused_scan
-        if fused is not None and not return_selection:
-            out, final = self._scan_fused(fused, visual, audio, present, state, mask, reset)
+        visual, audio, audio_mask = self.prepare(visual, audio, audio_mask, mask)
+        run_gated = self.backend.run_gated
+        if run_gated is not None and self.D is None and not self.share_directions:
+            out, final = self._scan_gated(run_gated, visual, audio, audio_mask, state, mask, reset)
         else:
-            selection = self.selection(visual, audio, audio_mask=present)
-            gated = visual if selection.gate is None else visual * selection.gate
-            out, final = self._scan(gated, selection, state, mask, reset)
-        final_state: Tensor | None = None if self.share_directions else final
-        if self.share_directions:
-            # Selection and gate look at one frame each, so they are the same in both directions.
-            back, _ = self._scan(
-                gated.flip(1),
-                SelectionParameters(
-                    selection.delta.flip(1), selection.B.flip(1), selection.C.flip(1), None
-                ),
-                None,
-                None if mask is None else mask.flip(1),
-                reverse_reset(reset),
-            )
-            out = out + back.flip(1)
-        elif self.reversed_scan is not None:
+            delta, B, C, gate = self.selection(visual, audio, audio_mask=audio_mask)
+            gated = visual if gate is None else visual * gate
+            out, final = self._scan(gated, delta, B, C, state, mask, reset)
+            if self.share_directions:
+                # Selection and gate look at one frame each: they are the same in both directions.
+                back, _ = self._scan(
+                    gated.flip(1),
+                    delta.flip(1),
+                    B.flip(1),
+                    C.flip(1),
+                    state=None,
+                    mask=_flip(mask),
+                    reset=reverse_reset(reset),
+                )
+                out = out + back.flip(1)
+        if self.reversed_scan is not None:
             # Masked frames leave the state alone, so padding at either end needs no shifting.
-            flipped = (None if t is None else t.flip(1) for t in (visual, audio, present, mask))
-            back_visual, back_audio, back_present, back_mask = flipped
             back, _ = self.reversed_scan(
-                back_visual,
-                back_audio,
-                audio_mask=back_present,
-                mask=back_mask,
+                visual.flip(1),
+                _flip(audio),
+                audio_mask=_flip(audio_mask),
+                mask=_flip(mask),
                 reset=reverse_reset(reset),
             )
             out = out + back.flip(1)
-            final_state = None
-        return (out, final_state, selection) if return_selection else (out, final_state)
+        return out, final if self.causal else None
 
     def _scan(
         self,
         gated: Tensor,
-        selection: SelectionParameters,
+        delta: Tensor,
+        B: Tensor,
+        C: Tensor,
         state: Tensor | None,
         mask: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         return selective_scan(
             gated,
-            selection.delta,
+            delta,
             -torch.exp(self.A_log),
-            selection.B,
-            selection.C,
+            B,
+            C,
             D=self.D,
             initial_state=state,
             mask=mask,
@@ -439,23 +366,20 @@ class AGSSM(TemporalModule):
             backend=self.backend,
         )
 
-    @property
-    def fused_scan(self) -> GatedScanFunction | None:
-        """What computes gate, softplus and scan in one kernel, where the backend has such a one."""
-        composed = self.D is not None or self.share_directions
-        return None if composed else self.backend.run_gated
-
-    def _scan_fused(
+    def _scan_gated(
         self,
         run: GatedScanFunction,
         visual: Tensor,
         audio: Tensor | None,
-        present: Tensor | None,
+        audio_mask: Tensor | None,
         state: Tensor | None,
         mask: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        delta_logits, B, C, gate_logits = self.selection.logits(visual, audio, audio_mask=present)
+        """Leave gate and softplus to the kernel of the scan."""
+        delta_logits, B, C, gate_logits = self.selection.logits(
+            visual, audio, audio_mask=audio_mask
+        )
         self.backend.check(
             discretization=self.discretization,
             device=visual.device.type,
@@ -490,47 +414,8 @@ class AGSSM(TemporalModule):
         )
 
 
-class AGSSMBlock(TemporalModule):
-    r"""Normalise, project, scan, gate, project back, add: a layer to stack.
-
-    $$ [u, z] = W_{in} \, \text{norm}(x), \qquad
-    \text{out} = x + W_{out} \bigl( \text{AGSSM}(\text{silu}(u), x^a) \odot \text{silu}(z) \bigr) $$
-
-    Args:
-        d_model: Width `d` of the visual stream and of the output.
-        d_audio: Width `a` of the guide, or `None` for no guide.
-        d_inner: Width of the scan: the "expanded state dimension" 64 of the paper.
-        d_state: State size `n` per channel of the scan.
-        dropout: Probability of dropping an entry of what is added to the stream, in [0, 1).
-        discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
-        backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
-        bidirectional: Whether to add a scan that reads the clip backwards.
-        share_directions: Whether both directions have the same parameters; needs
-            `bidirectional`.
-        skip: Whether the scan has the direct path `D x`.
-        dt_range: Smallest and largest step size at initialisation, in frames.
-
-    Shape:
-        - visual: `(b, t, d)`
-        - audio: `(b, t, a)`, one vector per video frame
-        - output: `(b, t, d)` and the state `(b, d_inner, n)`
-
-    Raises:
-        ValueError: If an option is out of range.
-
-    References:
-        The paper gives the scan (section 3.3) and its widths (4.1); the layer around it is Mamba's
-        without the convolution, which the paper does not mention.
-
-    Examples:
-        >>> import torch
-        >>> block = AGSSMBlock(d_model=8, d_audio=4)
-        >>> out, state = block(torch.ones(1, 5, 8), torch.ones(1, 5, 4))
-        >>> tuple(out.shape), tuple(state.shape)
-        ((1, 5, 8), (1, 64, 16))
-    """
-
-    _streaming_option: ClassVar[str] = "bidirectional=False"
+class AGSSMBlock(nn.Module):
+    """One layer of `VisionMamba`, whose page has the equation; `options` are those of `AGSSM`."""
 
     def __init__(
         self,
@@ -538,92 +423,51 @@ class AGSSMBlock(TemporalModule):
         d_audio: int | None = None,
         *,
         d_inner: int = 64,
-        d_state: int = 16,
         dropout: float = 0.0,
-        discretization: Literal["zoh", "euler"] = "zoh",
-        backend: str | ScanBackend = "auto",
-        bidirectional: bool = False,
-        share_directions: bool = False,
-        skip: bool = False,
-        dt_range: tuple[float, float] = (1e-3, 1e-1),
+        **options: Any,
     ) -> None:
-        super().__init__(d_model, d_audio, causal=not bidirectional)
+        super().__init__()
         check_range("d_inner", d_inner, 1)
         check_range("dropout", dropout, 0, 1, open_high=True)
         self.norm = nn.LayerNorm(d_model)
         self.to_inner = nn.Linear(d_model, 2 * d_inner, bias=False)
-        self.ssm = AGSSM(
-            d_inner,
-            d_audio,
-            d_state,
-            discretization=discretization,
-            backend=backend,
-            bidirectional=bidirectional,
-            share_directions=share_directions,
-            skip=skip,
-            dt_range=dt_range,
-        )
+        self.ssm = AGSSM(d_inner, d_audio, **options)
         self.to_out = nn.Linear(d_inner, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        visual: Tensor,
-        audio: Tensor | None = None,
-        *,
-        audio_mask: Tensor | None = None,
-        mask: Tensor | None = None,
-        state: TemporalState = None,
-        reset: Tensor | None = None,
+        self, visual: Tensor, audio: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Read a clip, or the next piece of one.
-
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-            mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
-            state: `(b, d_inner, n)`, what the call on the frames before returned.
-            reset: `(b, t)` bool, True at the first frame of each of several clips in one row.
-
-        Returns:
-            The output `(b, t, d)` and the state, which is `None` if bidirectional.
-
-        Raises:
-            ValueError: If shapes do not fit, or a state is given to a bidirectional module.
-            TypeError: If a mask is not bool or the state is not a tensor.
-        """
-        self.refuse_state(state)
-        visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
+        """Map `(b, t, d)`, 0 in masked frames, to the same; the rest is as in `AGSSM`."""
         u, z = self.to_inner(self.norm(visual)).chunk(2, dim=-1)
-        y, final = self.ssm(
-            F.silu(u), audio, audio_mask=present, mask=mask, state=state, reset=reset
-        )
+        y, final = self.ssm(F.silu(u), audio, **options)
         # No bias on the way out: where y is 0, in masked frames, nothing is added.
-        out = visual + self.dropout(self.to_out(y * F.silu(z)))
-        return out, final
+        return visual + self.dropout(self.to_out(y * F.silu(z))), final
 
 
 class VisionMamba(TemporalModule):
-    r"""Stack of `AGSSMBlock` layers with a norm at the end.
+    r"""Stack of residual layers around `AGSSM`, with a norm at the end.
 
-    Causal as it stands: a frame sees itself and the past, memory and time per frame are constant,
-    and a video may be read in pieces of any length. With `bidirectional=True` each layer also reads
-    the clip backwards, with parameters of its own unless `share_directions`; then the whole clip is
-    needed at once.
+    Each layer normalises, projects, scans, gates, projects back and adds:
+
+    $$ [u, z] = W_{in} \, \text{norm}(x), \qquad
+    \text{out} = x + W_{out} \bigl( \text{AGSSM}(\text{silu}(u), x^a) \odot \text{silu}(z) \bigr) $$
+
+    Causal as it stands: a frame depends on itself and the past, memory and time per frame are
+    constant, and a video may be read in chunks of any length. With `bidirectional=True` each layer
+    also reads the clip backwards; then the whole clip is needed at once.
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
-        d_audio: Width `a` of the guide, or `None` for no guide.
-        num_layers: Number of blocks.
-        d_inner: Width of the scan in each block.
+        d_audio: Width `a` of the audio, or `None` for a model without audio.
+        num_layers: Number of layers.
+        d_inner: Width of the scan in each layer: the "expanded state dimension" 64 of the paper.
         d_state: State size `n` per channel of the scan.
-        dropout: Probability of dropping an entry of what a block adds to the stream, in [0, 1).
-        discretization: `"zoh"` (the paper) or `"euler"` (Mamba).
+        dropout: Probability of dropping an entry of what a layer adds to the stream, in [0, 1).
+        discretization: This and the following are options of each `AGSSM`.
         backend: Name in `SCAN_BACKENDS`, a record, or `"auto"`.
-        bidirectional: Whether each block also reads the clip backwards.
-        share_directions: Whether both directions have the same parameters; needs
-            `bidirectional`.
+        bidirectional: Whether each layer also reads the clip backwards.
+        share_directions: Whether both directions have the same parameters.
         skip: Whether the scans have the direct path `D x`.
         dt_range: Smallest and largest step size at initialisation, in frames.
 
@@ -636,7 +480,8 @@ class VisionMamba(TemporalModule):
         ValueError: If an option is out of range.
 
     References:
-        Sections 3.3 and 4.1 of the paper, which do not give the number of layers.
+        The paper gives the scan (section 3.3) and its widths (4.1), not the number of layers; the
+        layer around it is Mamba's without the convolution, which the paper does not mention.
 
     Examples:
         >>> import torch
@@ -694,32 +539,19 @@ class VisionMamba(TemporalModule):
         state: TemporalState = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Read a clip, or the next piece of one.
+        """Read a clip, or the next chunk of one, as in `TemporalModel`.
 
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-            mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
-            state: Tuple of one `(b, d_inner, n)` per layer, what the call on the frames before
-                returned.
-            reset: `(b, t)` bool, True at the first frame of each of several clips in one row.
-
-        Returns:
-            The output `(b, t, d)` and the state, which is `None` if bidirectional.
-
-        Raises:
-            ValueError: If shapes do not fit, or a state is given to a bidirectional model.
-            TypeError: If a mask is not bool or the state is not such a tuple.
+        The state is a tuple of one `(b, d_inner, n)` per layer. `reset` `(b, t)` bool is True at
+        the first frame of each of several clips in one row.
         """
         states = self.check_state_tuple(state, len(self.layers))
-        x, audio, present = self.prepare(visual, audio, audio_mask, mask)
+        x, audio, audio_mask = self.prepare(visual, audio, audio_mask, mask)
         final = []
         for index, layer in enumerate(self.layers):
             x, layer_state = layer(
                 x,
                 audio,
-                audio_mask=present,
+                audio_mask=audio_mask,
                 mask=mask,
                 state=None if states is None else states[index],
                 reset=reset,

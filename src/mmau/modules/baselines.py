@@ -1,8 +1,6 @@
-"""Dilated causal convolutions over time: the baseline of the paper's ablation."""
+"""What the scan is compared with: dilated causal convolutions and a transformer."""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +12,7 @@ from mmau.modules.temporal import TemporalModule, TemporalState, zero_where_mask
 
 
 class CausalConv(nn.Module):
-    """Convolution over time that sees only the past and remembers what it will need of it.
-
-    Examples:
-        >>> out, state = CausalConv(3, 5, kernel_size=2, dilation=4)(torch.ones(1, 6, 3))
-        >>> tuple(out.shape), tuple(state.shape)
-        ((1, 6, 5), (1, 4, 3))
-    """
+    """Convolution over the present and the past; its state is the past that it will read again."""
 
     def __init__(self, d_in: int, d_out: int, *, kernel_size: int, dilation: int) -> None:
         super().__init__()
@@ -31,11 +23,13 @@ class CausalConv(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Convolve a clip, or the next piece of one."""
+        """Convolve a clip, or the next chunk of one."""
         x = zero_where_masked(x, mask)
         if state is None:
             joined = F.pad(x, (0, 0, self.memory, 0))
         else:
+            sizes = {"k": self.memory, "w": self.d_in}
+            check_shapes(sizes=sizes, visual=(x, "b t w"), state=(state, "b k w"))
             joined = torch.cat([state.to(x.dtype), x], dim=1)
         out = self.conv(joined.transpose(1, 2)).transpose(1, 2)
         return out, joined[:, joined.shape[1] - self.memory :]
@@ -44,14 +38,14 @@ class CausalConv(nn.Module):
 class TCN(TemporalModule):
     r"""Residual blocks of two dilated causal convolutions; the dilation doubles every block.
 
-    A frame sees itself and the `receptive_field - 1` frames before it: $1 + 2 (k - 1)(2^{L} - 1)$
-    frames for kernel size $k$ and $L$ blocks, 253 by default. The guide is concatenated to the
-    visual stream and projected, once, at the entry. Norms are per frame, and the mask is applied
-    before every convolution, so that padding and other clips cannot be seen.
+    A frame depends on itself and the `receptive_field - 1` frames before it,
+    $1 + 2 (k - 1)(2^{L} - 1)$ frames for kernel size $k$ and $L$ blocks, 253 by default. Audio is
+    concatenated to the visual stream and projected, once, at the entry. Norms are per frame, and
+    the mask is applied before every convolution, so that padding and other clips have no influence.
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
-        d_audio: Width `a` of the guide, or `None` for no guide.
+        d_audio: Width `a` of the audio, or `None` for a model without audio.
         num_layers: Number of blocks; dilations are 1, 2, 4, ...
         d_hidden: Width between the two convolutions of a block.
         kernel_size: Taps of each convolution.
@@ -113,30 +107,12 @@ class TCN(TemporalModule):
         mask: Tensor | None = None,
         state: TemporalState = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Read a clip, or the next piece of one.
-
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-            mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
-            state: What the call on the frames before returned, or `None` at the beginning.
-
-        Returns:
-            The output `(b, t, d)` and the state after the last frame.
-
-        Raises:
-            ValueError: If shapes do not fit.
-            TypeError: If a mask is not bool or the state is not such a tuple.
-        """
+        """Read a clip, or the next chunk of one, as in `TemporalModel`."""
         given = self.check_state_tuple(state, len(self.convs))
         states: tuple[Tensor | None, ...] = given or (None,) * len(self.convs)
-        x, guide, _ = self.prepare(visual, audio, audio_mask, mask)
-        for conv, past in zip(self.convs, states, strict=True):
-            known = {"k": cast("int", conv.memory), "w": cast("int", conv.d_in)}
-            check_shapes(sizes=known, visual=(visual, "b t d"), state=(past, "b k w"))
-        if self.fuse is not None and guide is not None:
-            x = self.fuse(torch.cat([x, guide], dim=-1))
+        x, audio, _ = self.prepare(visual, audio, audio_mask, mask)
+        if self.fuse is not None and audio is not None:
+            x = self.fuse(torch.cat([x, audio], dim=-1))
         final = []
         for index, norm in enumerate(self.norms):
             first, second = self.convs[2 * index], self.convs[2 * index + 1]
@@ -152,12 +128,6 @@ class AttentionBlock(nn.Module):
 
     There is no dropout on the attention weights: it would force the whole `(t, t)` matrix into
     memory, for 3.5 times the time on a CPU.
-
-    Examples:
-        >>> block = AttentionBlock(8, 2, 16)
-        >>> out, keys, values = block(torch.ones(1, 3, 8), torch.zeros(1, 2, 3, 3), None)
-        >>> tuple(out.shape), tuple(keys.shape)
-        ((1, 3, 8), (1, 2, 3, 4))
     """
 
     def __init__(
@@ -199,19 +169,19 @@ class TemporalTransformer(TemporalModule):
 
     Attention scores are lowered by $m_h |i - j|$ for frames $i$ and $j$, with the fixed slope $m_h
     = 2^{-8 h / H}$ of head $h = 1, \dots, H$: no position table, hence no longest clip. Causal, it
-    carries keys and values as its state, which grows with the video unless `window` bounds it. The
-    guide is concatenated to the visual stream and projected, once, at the entry. Memory is
+    carries keys and values as its state, which grows with the video unless `window` bounds it.
+    Audio is concatenated to the visual stream and projected, once, at the entry. Memory is
     quadratic in the length of a clip.
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
-        d_audio: Width `a` of the guide, or `None` for no guide.
+        d_audio: Width `a` of the audio, or `None` for a model without audio.
         num_layers: Number of layers.
         num_heads: Attention heads, a divisor of `d_model`.
         d_hidden: Width of the feed-forward layers, `4 * d_model` if left out.
         dropout: Probability of dropping an entry of what is added to the stream, in [0, 1).
             Attention weights are never dropped.
-        causal: Whether a frame sees only itself and the past.
+        causal: Whether a frame attends to itself and the past alone.
         window: A frame attends to frames less than this many away (1 is itself alone); `None` is
             all.
 
@@ -275,31 +245,15 @@ class TemporalTransformer(TemporalModule):
         mask: Tensor | None = None,
         state: TemporalState = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Read a clip, or the next piece of one.
-
-        Args:
-            visual: `(b, t, d)`.
-            audio: `(b, t, a)`; `None` means absent everywhere.
-            audio_mask: `(b, t)` bool, True where there is audio.
-            mask: `(b, t)` bool, True where there is a frame; nobody attends to the others and their
-                output is 0.
-            state: What the call on the frames before returned, or `None` at the beginning.
-
-        Returns:
-            The output `(b, t, d)` and the state after the last frame, `None` if not causal.
-
-        Raises:
-            ValueError: If shapes do not fit, or a state is given to a model that is not causal.
-            TypeError: If a mask is not bool or the state is not such a tuple.
-        """
+        """Read a clip, or the next chunk of one, as in `TemporalModel`."""
         states = self.check_state_tuple(state, 1 + 2 * len(self.layers))
-        x, guide, _ = self.prepare(visual, audio, audio_mask, mask)
+        x, audio, _ = self.prepare(visual, audio, audio_mask, mask)
         visible = torch.ones_like(visual[..., 0], dtype=torch.bool) if mask is None else mask
         if states is not None:
             self._check_past(x, states)
             visible = torch.cat([states[0], visible], dim=1)
-        if self.fuse is not None and guide is not None:
-            x = self.fuse(torch.cat([x, guide], dim=-1))
+        if self.fuse is not None and audio is not None:
+            x = self.fuse(torch.cat([x, audio], dim=-1))
         bias = self._bias(x, visible)
         # What no later frame can attend to is forgotten.
         keep = visible.shape[1] if self.window is None else min(visible.shape[1], self.window - 1)
@@ -313,7 +267,7 @@ class TemporalTransformer(TemporalModule):
         return out, tuple(final) if self.causal else None
 
     def _bias(self, x: Tensor, visible: Tensor) -> Tensor:
-        """`(b, heads, t, s)`: distance times slope, and `-inf` where a frame may not look."""
+        """`(b, heads, t, s)`: minus slope times distance, `-inf` where a frame may not attend."""
         s, t = visible.shape[1], x.shape[1]
         key_time = torch.arange(s, device=x.device)
         behind = (key_time[s - t :, None] - key_time).float()
@@ -323,7 +277,7 @@ class TemporalTransformer(TemporalModule):
             allowed = allowed & (behind >= 0)
         if self.window is not None:
             allowed = allowed & (distance < self.window)
-        # A frame always sees itself: a masked one that saw nothing would be NaN.
+        # A frame always attends to itself: a masked one that attended to nothing would be NaN.
         allowed = allowed | (behind == 0)
         bias = -self.slopes[:, None, None] * distance
         return bias.masked_fill(~allowed[:, None], float("-inf"))

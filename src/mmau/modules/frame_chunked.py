@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,11 @@ def run_in_chunks(
     *,
     recompute: bool = False,
 ) -> Any:
-    """Call a function on consecutive frames and join what it returns.
+    """Call a function that treats each frame by itself on chunks of `frames_per_chunk` frames.
 
-    Args:
-        run: Called with a chunk of each input; must treat every frame by itself. Returns a tensor
-            `(n, ...)`, or a NamedTuple of tensors `(n, ...)` and of values that are the same for
-            every chunk.
-        inputs: Tensors `(n, ...)` with the same `n`; `None` is handed on.
-        frames_per_chunk: Frames at once; all if `None`.
-        recompute: Whether to keep no activations and compute them again in the backward pass.
-
-    Returns:
-        The same as `run(*inputs)`.
-
-    Raises:
-        ValueError: If the tensors have different numbers of frames, or the chunks disagree in a
-            value that is no tensor.
-
-    Examples:
-        >>> run_in_chunks(torch.neg, [torch.arange(5)], 2)
-        tensor([ 0, -1, -2, -3, -4])
+    `inputs` are tensors `(n, ...)` or `None`, which is handed on. The function returns a tensor
+    `(n, ...)`, or a NamedTuple of tensors and of values that are the same for every chunk. With
+    `recompute` no activations are kept: they are computed again in the backward pass.
     """
     if frames_per_chunk is not None:
         check_range("frames_per_chunk", frames_per_chunk, 1)
@@ -50,23 +35,23 @@ def run_in_chunks(
     num_frames = counts.pop()
     size = frames_per_chunk or max(1, num_frames)
     recompute = recompute and torch.is_grad_enabled()
-    pieces = []
+    results = []
     for start in range(0, max(1, num_frames), size):
         chunk = [None if t is None else t[start : start + size] for t in inputs]
         # The reentrant kind fails where the input needs no gradient but LoRA inside does.
-        pieces.append(checkpoint(run, *chunk, use_reentrant=False) if recompute else run(*chunk))
-    return pieces[0] if len(pieces) == 1 else _joined(pieces)
+        results.append(checkpoint(run, *chunk, use_reentrant=False) if recompute else run(*chunk))
+    return results[0] if len(results) == 1 else _joined(results)
 
 
-def _joined(pieces: list[Any]) -> Any:
-    first = pieces[0]
+def _joined(results: list[Any]) -> Any:
+    first = results[0]
     if isinstance(first, Tensor):
-        return torch.cat(pieces)
+        return torch.cat(results)
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(_joined(list(parts)) for parts in zip(*pieces, strict=True)))
-    if any(piece != first for piece in pieces[1:]):
+        return type(first)(*(_joined(list(parts)) for parts in zip(*results, strict=True)))
+    if any(result != first for result in results[1:]):
         raise ValueError(
-            f"every chunk must give the same value where it is no tensor; got {pieces}."
+            f"every chunk must give the same value where it is no tensor; got {results}."
         )
     return first
 
@@ -112,12 +97,7 @@ class FrameChunked(nn.Module):
 
     def forward(self, *inputs: Tensor | None) -> Any:
         """Run the module chunk by chunk."""
-        return run_in_chunks(
-            cast("Callable[..., Any]", self.module),
-            inputs,
-            self.frames_per_chunk,
-            recompute=self.recompute,
-        )
+        return run_in_chunks(self.module, inputs, self.frames_per_chunk, recompute=self.recompute)
 
     def extra_repr(self) -> str:
         """Show the size of a chunk."""

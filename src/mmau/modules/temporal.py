@@ -52,49 +52,25 @@ def mask_from_lengths(lengths: Tensor, num_frames: int | None = None) -> Tensor:
 
 
 def zero_where_masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """Put zeros where there is no frame.
-
-    A selection, not a product: NaN times 0 is NaN, forwards and backwards.
-
-    Examples:
-        >>> import torch
-        >>> zero_where_masked(torch.tensor([[[1.0], [torch.nan]]]), torch.tensor([[True, False]]))
-        tensor([[[1.], [0.]]])
-    """
+    """Put zeros where there is no frame: not by a product, since NaN times 0 is NaN."""
     if mask is None:
         return tensor
     return tensor.masked_fill(~mask.reshape(*mask.shape, *(1,) * (tensor.ndim - mask.ndim)), 0.0)
 
 
-def exempt_from_weight_decay(parameter: nn.Parameter) -> nn.Parameter:
-    """Mark a parameter whose value is a time constant, which must not be pulled to zero.
+def exempt_from_weight_decay(*parameters: nn.Parameter | None) -> None:
+    """Mark parameters whose value is a time constant, which weight decay would change.
 
-    Sets `parameter._no_weight_decay = True`, the mark that optimiser set-ups look for. It is an
-    attribute of the Python object, kept by `.to()` and pickling. `copy.deepcopy` and
-    `load_state_dict(assign=True)` replace the object and drop it; our modules mark their copies
-    again.
-
-    Examples:
-        >>> import torch
-        >>> exempt_from_weight_decay(nn.Parameter(torch.zeros(1)))._no_weight_decay
-        True
+    The mark `_no_weight_decay` is an attribute of the Python object, kept by `.to()` and pickling.
+    `copy.deepcopy` replaces the object and drops it; modules here mark their copies again.
     """
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+    for parameter in parameters:
+        if parameter is not None:
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
 
 class TemporalModule(nn.Module):
-    """Base class of the temporal models here, and of yours if you like.
-
-    Examples:
-        >>> import torch
-        >>> class Nothing(TemporalModule):
-        ...     def forward(self, visual, audio=None, *, audio_mask=None, mask=None, state=None):
-        ...         visual, audio, present = self.prepare(visual, audio, audio_mask, mask)
-        ...         return visual, state
-        >>> Nothing(2, causal=True).step(torch.ones(1, 2))
-        (tensor([[1., 1.]]), None)
-    """
+    """Base class of the temporal models here, which a model of another package may use too."""
 
     _streaming_option: ClassVar[str] = "causal=True"
 
@@ -114,8 +90,7 @@ class TemporalModule(nn.Module):
         audio_mask: Tensor | None,
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Check a clip and replace by zeros whatever is not there, so that no NaN hides in it."""
-        sizes = {"d": self.d_model, "a": self.d_audio or 0}
+        """Check a clip and put zeros where nothing is; return visual, audio and the audio mask."""
         if audio is not None and self.d_audio is None:
             raise ValueError(
                 f"`audio` must be None: this {type(self).__name__} was built with d_audio=None; "
@@ -126,7 +101,7 @@ class TemporalModule(nn.Module):
                 "`audio_mask` must be None where `audio` is None; got a mask and no audio."
             )
         check_shapes(
-            sizes=sizes,
+            sizes={"d": self.d_model, "a": self.d_audio or 0},
             visual=(visual, "b t d"),
             audio=(audio, "b t a"),
             audio_mask=(audio_mask, "b t"),
@@ -142,10 +117,9 @@ class TemporalModule(nn.Module):
         if audio is None:
             absent = visual.new_zeros(*visual.shape[:2], self.d_audio)
             return visual, absent, absent[..., 0].bool()
-        present = mask if audio_mask is None else audio_mask
-        if mask is not None and audio_mask is not None:
-            present = mask & audio_mask
-        return visual, zero_where_masked(audio, present), present
+        if mask is not None:
+            audio_mask = mask if audio_mask is None else mask & audio_mask
+        return visual, zero_where_masked(audio, audio_mask), audio_mask
 
     def refuse_state(self, state: TemporalState) -> None:
         """Refuse a state that this model could not use."""
@@ -194,22 +168,23 @@ class TemporalModule(nn.Module):
 
 
 TemporalState: TypeAlias = "Tensor | tuple[Tensor, ...] | None"
-"""What a causal model hands from one piece of a video to the next; opaque to everyone else."""
+"""What a causal model hands from one chunk of a video to the next; opaque to its callers."""
 
 
 @runtime_checkable
 class TemporalModel(Protocol):
-    """A module that reads one visual vector per frame, and a guide if there is one.
+    """A module that reads one visual vector per frame, and one audio vector if there is one.
 
-    `mmau.modules.TemporalModule` is a base class with the checks and `step`; it is not compulsory.
+    `mmau.modules.temporal.TemporalModule` is a base class with the checks and `step`; it is not
+    compulsory.
     """
 
     d_model: int
     """Width of `visual` and of the output."""
     d_audio: int | None
-    """Width of `audio`, or `None` for a model that takes no guide."""
+    """Width of `audio`, or `None` for a model without audio."""
     causal: bool
-    """Whether a frame sees only itself and the past; if so there is a state."""
+    """Whether a frame depends on itself and the past alone; if so there is a state."""
 
     def forward(
         self,
@@ -224,7 +199,7 @@ class TemporalModel(Protocol):
 
         Args:
             visual: `(b, t, d)`, one vector per frame.
-            audio: `(b, t, a)`, the guide at the same frames; `None` means absent everywhere.
+            audio: `(b, t, a)`, audio at the same frames; `None` means absent everywhere.
             audio_mask: `(b, t)` bool, True where there is audio.
             mask: `(b, t)` bool, True where there is a frame; the output is 0 elsewhere.
             state: What the call on the frames before returned, or `None` at the beginning.
