@@ -17,6 +17,7 @@ from mmau.scan import SCAN_BACKENDS, selective_scan
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
+OURS = ("chunked", "compiled")
 PSCAN = "mambapy pscan"
 TRANSFORMERS = "transformers, slow path"
 MAMBA_LOOP = "mamba, selective_scan_ref"

@@ -3,26 +3,22 @@
     python benchmarks/cross_attention.py        # two minutes on one idle core
     python benchmarks/cross_attention.py --quick
 
-prints a table, says which demands are met and where they would not be, and (unless `--quick`)
-writes `benchmarks/results/cross_attention*.json`. Both ways compute the same from the same inputs:
-frames at 25 Hz, sound at 50 Hz, a window of one second, eight heads. "attention" is the function,
-"module" adds the four projections, which cost the same in both ways and so lower the ratio the more
-the wider they are. CPU time on one thread, the smallest of several runs taken in turns within one
-process. Memory is the peak resident size of a fresh process for each case beyond its inputs,
-outputs and gradients included.
+prints a table and (unless `--quick`) writes `benchmarks/results/cross_attention_cases.json`. Both
+ways compute the same from the same inputs: frames at 25 Hz, sound at 50 Hz, a window of one second,
+eight heads. "attention" is the function, "module" adds the four projections, which cost the same in
+both ways and so lower the ratio the more the wider they are. CPU time on one thread, the smallest
+of several runs taken in turns within one process. Memory is the peak resident size of a fresh
+process for each case beyond its inputs, outputs and gradients included.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from _measure import peak_alone, rise_of, smallest_times, stamp
-from _report import RESULTS, Row, show, write
+from _measure import peak_alone, rise_of, smallest_times
+from _report import ONE_PROCESS, Row, start, write
 from torch import Tensor
 
 from mmau.functional import windowed_attention
@@ -37,7 +33,6 @@ CASES = (
     {"b": 16, "t": 256, "d": 256, "a": 256},
     {"b": 1, "t": 750, "d": 256, "a": 256},
 )
-DEMANDED = CASES[0]
 
 
 def build(
@@ -97,12 +92,6 @@ def memory_here(case: Row) -> int:
     return rise_of(lambda: once(*given, backward=case["backward"]))
 
 
-def memory(what: str, way: str, size: dict[str, int], *, backward: bool) -> float:
-    """Return the peak of one call in megabytes, from a process of its own."""
-    case = {"what": what, "way": way, "size": size, "backward": backward}
-    return peak_alone(__file__, case)
-
-
 def measure(cases: tuple[dict[str, int], ...], repeats: int) -> list[Row]:
     """Measure time and memory of both ways."""
     rows = []
@@ -118,7 +107,8 @@ def measure(cases: tuple[dict[str, int], ...], repeats: int) -> list[Row]:
                     repeats=repeats,
                     budget=12.0,
                 )
-                used = {way: memory(what, way, size, backward=backward) for way in WAYS}
+                case = {"what": what, "size": size, "backward": backward}
+                used = {way: peak_alone(__file__, {**case, "way": way}) for way in WAYS}
                 rows.append(
                     {
                         "what": what,
@@ -145,75 +135,17 @@ def largest_difference() -> float:
     )
 
 
-def demands(rows: list[Row]) -> list[Row]:
-    """Hold what was measured against what was asked for."""
-    asked = []
-
-    def add(what: str, demand: str, measured: float, met: bool) -> None:
-        asked.append(
-            {
-                "what": what,
-                "demand": demand,
-                "measured": measured,
-                "met": "yes" if met else "MISSED",
-            }
-        )
-
-    for row in rows:
-        if row["size"] != DEMANDED:
-            continue
-        label = f"{row['what']}, {row['kind']}, {DEMANDED['t']} frames, width {DEMANDED['d']}"
-        faster, part = row["times faster"], row["part of the memory"]
-        add(f"{label}: times faster than all pairs", ">= 10", faster, faster >= 10)
-        add(f"{label}: part of its memory", "<= 0.1", part, part <= 0.1)
-    difference = largest_difference()
-    add(
-        "largest relative difference, float64, gradients too",
-        "<= 1e-12",
-        difference,
-        difference <= 1e-12,
-    )
-    return asked
-
-
-def below(rows: list[Row]) -> list[str]:
-    """Say where the ratios of the demands are not reached."""
-    return [
-        f"{row['what']} at {tuple(row['size'].values())}, {row['kind']}: "
-        f"{row['times faster']:.1f} times faster with {row['part of the memory']:.2f} of the memory"
-        for row in rows
-        if row["times faster"] < 10 or row["part of the memory"] > 0.1
-    ]
-
-
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one size, no files")
-    parser.add_argument("--output", type=Path, help="folder of the results")
-    parser.add_argument("--memory-case", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.memory_case:
-        print(memory_here(json.loads(arguments.memory_case)))
-        return
-    where = stamp()
-    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in where.items()))
-    rows = measure(CASES[:1] if arguments.quick else CASES, 3 if arguments.quick else 5)
-    show("Cross-attention; sizes are (b, t, d, a), twice as many features of sound as frames", rows)
-    asked = demands(rows)
-    show("Demands", asked)
-    print("\nBelow 10 times or above a tenth\n  " + ("\n  ".join(below(rows)) or "nowhere"))
-    folder = arguments.output or (None if arguments.quick else RESULTS)
-    if folder is None:
-        return
+    quick, folder, where = start(__doc__, memory_here)
     note = (
-        "CPU time of one thread, the smallest of several runs taken in turns in one process; "
-        "memory is the peak of one fresh process beyond the inputs. A module has projections that "
-        "cost the same in both ways."
+        f"{ONE_PROCESS} Memory is the peak of one fresh process beyond the inputs. A module has "
+        "projections that cost the same in both ways. Sizes are (b, t, d, a), with twice as many "
+        "features of sound as frames. The largest relative difference of outputs and gradients of "
+        f"both ways in float64 is {largest_difference():.1e}."
     )
-    write(folder / "cross_attention.json", "Cross-attention: demands", note, where, asked)
-    write(folder / "cross_attention_cases.json", "Cross-attention: cases", note, where, rows)
+    rows = measure(CASES[:1] if quick else CASES, 3 if quick else 5)
+    write(folder, "cross_attention_cases", "Cross-attention: cases", note, where, rows)
 
 
 if __name__ == "__main__":

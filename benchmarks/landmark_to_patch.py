@@ -3,25 +3,22 @@
     python benchmarks/landmark_to_patch.py        # a minute on one idle core
     python benchmarks/landmark_to_patch.py --quick
 
-prints a table, says which demands are met, and (unless `--quick`) writes
-`benchmarks/results/landmark_to_patch.json`. The rival is `_landmark_loop.py`, the oracle of the
-tests: one frame, one region, one landmark after the other in lists and sets, and one tensor of them
-all at the end. It is linear in the frames, so its slower modes are measured on fewer of them and
-scaled. CPU time on one thread, the smallest of
+prints a table and (unless `--quick`) writes `benchmarks/results/landmark_to_patch_modes.json`. The
+rival is `_landmark_loop.py`, the oracle of the tests: one frame, one region, one landmark after the
+other in lists and sets, and one tensor of them all at the end. It is linear in the frames, so its
+slower modes are measured on fewer of them and scaled. CPU time on one thread, the smallest of
 several runs taken in turns within one process. Patch sets are compared in float64, where both round
 alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-from pathlib import Path
 
 import torch
 from _landmark_loop import region_weights
-from _measure import smallest_times, stamp
-from _report import RESULTS, Row, show, write
+from _measure import smallest_times
+from _report import ONE_PROCESS, Row, start, write
 from torch import Tensor
 
 from mmau.functional.landmark_patches import PATCH_MODES
@@ -42,7 +39,6 @@ REGIONS = {
 LOOP_FRAMES = {"points": 4096, "bbox": 1024, "hull": 256, "gaussian": 8}
 """Frames on which the loop is measured."""
 GRID, IMAGE = (16, 16), (224, 224)
-DEMAND = 20.0
 
 
 def faces(frames: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -102,59 +98,21 @@ def measure(frames: int, repeats: int) -> list[Row]:
                 "loop measured on": f"{len(some)} frames",
                 "times faster": looped / times["ours"],
                 "13 regions with derived points, ms": 1e3 * times["ibug68"],
+                "regions that differ": differing_sets(mode, len(some)),
             }
         )
     return rows
 
 
-def demands(rows: list[Row], frames: int) -> list[Row]:
-    """Hold what was measured against what was asked for."""
-    asked = [
-        {
-            "what": f"{row['mode']}, {frames} frames, times faster than the loop",
-            "demand": f">= {DEMAND:g}",
-            "measured": row["times faster"],
-            "met": "yes" if row["times faster"] >= DEMAND else "MISSED",
-        }
-        for row in rows
-    ]
-    for mode in PATCH_MODES:
-        compared = min(LOOP_FRAMES[mode], frames)
-        differing = differing_sets(mode, compared)
-        asked.append(
-            {
-                "what": f"{mode}, regions whose patches differ, of {compared * len(REGIONS)}",
-                "demand": "<= 0",
-                "measured": differing,
-                "met": "MISSED" if differing else "yes",
-            }
-        )
-    return asked
-
-
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer frames, no files")
-    parser.add_argument("--output", type=Path, help="folder of the results")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    where = stamp()
-    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in where.items()))
-    frames = 512 if arguments.quick else 4096
-    rows = measure(frames, 3 if arguments.quick else 7)
-    show("Landmarks to patches, a 16 x 16 grid", rows)
-    asked = demands(rows, frames)
-    show("Demands", asked)
-    folder = arguments.output or (None if arguments.quick else RESULTS)
-    if folder is None:
-        return
+    quick, folder, where = start(__doc__)
     note = (
-        "CPU time of one thread, the smallest of several runs taken in turns in one process. The "
-        "loop is plain Python; where it was measured on fewer frames, it is scaled."
+        f"On a 16 x 16 grid. {ONE_PROCESS} The loop is plain Python; where it was measured on "
+        "fewer frames, it is scaled."
     )
-    write(folder / "landmark_to_patch.json", "Landmarks to patches: demands", note, where, asked)
-    write(folder / "landmark_to_patch_modes.json", "Landmarks to patches: times", note, where, rows)
+    rows = measure(512 if quick else 4096, 3 if quick else 7)
+    write(folder, "landmark_to_patch_modes", "Landmarks to patches: times", note, where, rows)
 
 
 if __name__ == "__main__":

@@ -4,24 +4,22 @@
     python benchmarks/selective_scan.py        # four minutes on one idle core
     python benchmarks/selective_scan.py --quick
 
-prints tables, says which demands are met and where we lose, and (unless `--quick`) writes
-`benchmarks/results/selective_scan*.json` and a figure of cost against length. What is compared is
-CPU time on one thread, the smallest of several runs taken in turns within one process: ratios hold
-even on a machine that does other things too, times are those of this machine. Memory is the peak
-resident size of a fresh process for each case, beyond its inputs, outputs and gradients included.
-Ours computes exact zero-order hold, which costs more than the Euler step of all peers.
+prints tables and (unless `--quick`) writes `benchmarks/results/selective_scan*.json` and a figure
+of cost against length. What is compared is CPU time on one thread, the smallest of several runs
+taken in turns within one process: ratios hold even on a machine that does other things too, times
+are those of this machine. Memory is the peak resident size of a fresh process for each case, beyond
+its inputs, outputs and gradients included. Ours computes exact zero-order hold, which costs more
+than the Euler step of all peers.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from _demands import demands, losses
+from _accuracy import differences, errors
 from _layers import build_layers
 from _layers import once as layer_once
 from _measure import (
@@ -30,10 +28,9 @@ from _measure import (
     once,
     peak_alone,
     smallest_times,
-    stamp,
 )
-from _peers import LOADERS, LOOPS, Scan, available
-from _report import RESULTS, Row, show, write
+from _peers import LOADERS, LOOPS, OURS, Scan, available
+from _report import ONE_PROCESS, Row, start, write
 
 from mmau._files import atomic_write
 
@@ -48,6 +45,11 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 LONGEST_LOOP = 1024
 """Frames up to which the peers with a quadratic backward are measured; beyond they take minutes."""
 KINDS = (("forward", False), ("forward+backward", True))
+
+
+def memory_here(case: Row) -> int:
+    """Return by how many kilobytes one call raised the resident size of this fresh process."""
+    return measure_memory_here(LOADERS[case["name"]](), case["size"], case["backward"])
 
 
 def scan_times(
@@ -67,7 +69,7 @@ def scan_times(
 def measure_cases(
     scans: dict[str, Scan], names: Iterable[str], repeats: int, *, quick: bool
 ) -> list[Row]:
-    """Measure time and memory of every scan at the sizes of the demands."""
+    """Measure time and memory of every scan ."""
     rows = []
     for case in names:
         size = CASES[case]
@@ -135,69 +137,66 @@ def draw(lengths: list[Row], path: Path) -> None:
         figure.savefig(partial, dpi=90)
 
 
+def measure_accuracy(names: Iterable[str], longest: int) -> list[Row]:
+    """Measure errors against float64, what cutting changes, and memory without gradients."""
+    rows: list[Row] = []
+    for what, found in errors(names).items():
+        rows.append({"what": f"largest fp32 error of the {what}", **found})
+    changed = {name: differences(name) for name in names}
+    rows.append({"what": "largest change by cutting, streaming, padding", **changed})
+    size = {"b": 1, "d": 256, "n": 16, "t": longest}
+    beyond = {
+        name: peak_alone(__file__, {"name": name, "size": size, "backward": False})
+        - size["d"] * longest * 4 / 2**20
+        for name in names
+    }
+    what = f"MB of a forward without gradients beyond its output, {longest} frames"
+    return [*rows, {"what": what, **beyond}]
+
+
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a minute, fewer sizes, no files")
-    parser.add_argument("--repeats", type=int, help="turns of which the smallest counts")
-    parser.add_argument("--output", type=Path, help="folder of the results")
-    parser.add_argument("--memory-case", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.memory_case:
-        asked = json.loads(arguments.memory_case)
-        run = LOADERS[asked["name"]]()
-        print(measure_memory_here(run, asked["size"], asked["backward"]))
-        return
-
-    quick = arguments.quick
-    repeats = arguments.repeats or (3 if quick else 7)
-    where = stamp()
+    quick, folder, where = start(__doc__, memory_here)
+    repeats = 3 if quick else 7
     scans, left_out = available()
-    print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in where.items()))
     print("\n".join(left_out))
-    cases = measure_cases(scans, QUICK_CASES if quick else CASES, repeats, quick=quick)
-    show("CPU time and memory; sizes are (b, d, n, t)", cases)
+    peers = "Ours is exact zero-order hold, all others are Euler."
+    note = (
+        f"{ONE_PROCESS} {peers} Loops with a quadratic backward are not run on long clips. "
+        f"{' '.join(left_out)}"
+    )
+    write(
+        folder,
+        "selective_scan_cases",
+        "Selective scan: time and memory",
+        f"{note} Memory is the peak of one fresh process beyond the inputs, and differs from one "
+        "to the next. Sizes are (b, d, n, t).",
+        where,
+        measure_cases(scans, QUICK_CASES if quick else CASES, repeats, quick=quick),
+    )
     loops = 0 if quick else LONGEST_LOOP
     lengths = measure_lengths(scans, (1024, 4096) if quick else LENGTHS, repeats, loops)
-    show("CPU time against length, ms, at (1, 64, 16, t)", lengths)
-    layers = measure_layers((256,) if quick else (256, 1024, 4096), repeats)
-    show("One layer, one clip, ms", layers)
-    asked_for = demands(scans, cases, lengths, quick)
-    show("Demands", asked_for)
-    lost = losses(cases, layers)
-    print("\nWhere we lose\n  " + ("\n  ".join(lost) if lost else "nowhere"))
-
-    folder = arguments.output or (None if quick else RESULTS)
-    if folder is None:
-        return
-    how = "CPU time of one thread, the smallest of several runs taken in turns in one process. "
-    peers = "Ours is exact zero-order hold, all others are Euler. "
-    rest = "Loops with a quadratic backward are not run on long clips. " + " ".join(left_out)
-    write(folder / "selective_scan.json", "Selective scan: demands", how + peers, where, asked_for)
+    title = "Selective scan: milliseconds against length at (1, 64, 16, t)"
+    write(folder, "selective_scan_lengths", title, note, where, lengths)
     write(
-        folder / "selective_scan_cases.json",
-        "Selective scan: time and memory",
-        f"{how}{peers}Memory is the peak of one fresh process beyond the inputs, and differs "
-        f"from one to the next. {rest}",
-        where,
-        cases,
-    )
-    write(
-        folder / "selective_scan_lengths.json",
-        "Selective scan: milliseconds against length at (1, 64, 16, t)",
-        how + peers + rest,
-        where,
-        lengths,
-    )
-    write(
-        folder / "selective_scan_layers.json",
+        folder,
+        "selective_scan_layers",
         "One layer, one clip, in milliseconds",
-        how + "The TCN block sees 5 frames, the others any number.",
+        f"{ONE_PROCESS} The TCN block sees 5 frames, the others any number.",
         where,
-        layers,
+        measure_layers((256,) if quick else (256, 1024, 4096), repeats),
     )
-    draw(lengths, folder / "selective_scan.png")
+    write(
+        folder,
+        "selective_scan_accuracy",
+        "Selective scan: accuracy in float32, and memory without gradients",
+        "Errors are relative to the largest entry of a float64 reference, for steps of 1e-6 to "
+        "20; inside means steps of 1e-4 to 1.",
+        where,
+        measure_accuracy([name for name in OURS if name in scans], 4096 if quick else 65536),
+    )
+    if folder:
+        draw(lengths, folder / "selective_scan.png")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ __all__ = [
     "Excerpt",
     "benchmark_tables",
     "cost",
-    "demand_summary",
-    "missed_demands",
     "where_we_lose",
 ]
 
@@ -220,71 +218,6 @@ def benchmark_tables(folder: Path) -> str:
     if not parts:
         return "No result has been recorded for this version."
     return "\n\n".join(part for part in parts if part)
-
-
-# ------------------------------------------------------------------ what was asked for
-def _verdicts(row: Row) -> dict[str, tuple[object, str]]:
-    """Return what was measured and whether it is enough, by whose it is."""
-    if "met" in row:
-        return {"": (row.get("measured", ""), str(row["met"]))}
-    return {
-        key.removesuffix(" met"): (row.get(key.removesuffix(" met"), ""), str(value))
-        for key, value in row.items()
-        if key.endswith(" met")
-    }
-
-
-def _demands(folder: Path) -> dict[str, list[tuple[str, str, object, bool]]]:
-    """Return title to (what, demand, measured, met) of every result that holds demands."""
-    found: dict[str, list[tuple[str, str, object, bool]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = read_result(path)
-        for row in result["rows"]:
-            for whose, (measured, met) in _verdicts(row).items():
-                what = str(row.get("what", row["demand"]))
-                demand = str(row["demand"]) if "what" in row else ""
-                title = str(result.get("title", path.stem))
-                words = f"{what} (`{whose}`)" if whose else what
-                found.setdefault(title, []).append((words, demand, measured, met == "yes"))
-    return found
-
-
-def demand_summary(folder: Path = RESULTS) -> str:
-    """Return how many demands each benchmark was given, and how many it met.
-
-    Args:
-        folder: Where the results are.
-
-    Returns:
-        A Markdown table, or a sentence if there is none.
-    """
-    rows = [
-        (title.removesuffix(": demands"), len(all_of), sum(met for *_, met in all_of))
-        for title, all_of in _demands(folder).items()
-    ]
-    if not rows:
-        return "No result has been recorded for this version."
-    return table(("Benchmark", "Demands", "Met"), rows)
-
-
-def missed_demands(folder: Path = RESULTS) -> str:
-    """Return the demands that were not met.
-
-    Args:
-        folder: Where the results are.
-
-    Returns:
-        A Markdown table, or a sentence if there is none.
-    """
-    rows = [
-        (what, demand, number(measured))
-        for all_of in _demands(folder).values()
-        for what, demand, measured, met in all_of
-        if not met
-    ]
-    if not rows:
-        return "Every demand of the recorded results was met."
-    return table(("What", "Demand", "Measured"), rows)
 
 
 def where_we_lose(folder: Path = RESULTS) -> str:

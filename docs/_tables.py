@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _markdown import plain, table
-from _measured import benchmark_tables, cost, demand_summary, missed_demands, where_we_lose
+from _measured import benchmark_tables, cost, where_we_lose
 from _sizes import chooser, encoder_table
 
 from mmau.action_units import AU_DESCRIPTIONS
@@ -283,8 +283,6 @@ COMPUTED: dict[str, Callable[[str], str]] = {
     "encoders": encoder_table,
     "cost": cost,
     "benchmarks": lambda folder: benchmark_tables(ROOT / folder),
-    "demands": lambda _: demand_summary(),
-    "missed": lambda _: missed_demands(),
     "where-we-lose": lambda _: where_we_lose(),
 }
 """What a page asks for with `<!-- name -->` or `<!-- name: argument -->`."""

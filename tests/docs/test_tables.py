@@ -138,16 +138,6 @@ def test_a_cost_refuses_what_it_cannot_show(tmp_path):
         _measured.benchmark_tables(tmp_path)
 
 
-def test_demands_are_counted_and_the_missed_ones_named(tmp_path):
-    assert "No result" in _measured.demand_summary(tmp_path)
-    one = {"what": "speed", "demand": ">= 4", "measured": 3.0, "met": "MISSED"}
-    both = {"what": "size", "demand": "<= 1", "a": 2.0, "a met": "MISSED", "b": 1.0, "b met": "yes"}
-    _write(tmp_path, "thing", [one, both])
-    assert _rows(_measured.demand_summary(tmp_path)) == [["thing", "3", "1"]]
-    missed = _rows(_measured.missed_demands(tmp_path))
-    assert missed == [["speed", ">= 4", "3"], ["size (`a`)", "<= 1", "2"]]
-
-
 def test_where_something_else_is_faster_is_found(tmp_path):
     assert "none" in _measured.where_we_lose(tmp_path)
     row = {"width": 64, "what": "forward", "AGSSM": 2.0, "GRU": 3.0}
