@@ -3,21 +3,17 @@
     python docs/_gallery.py examples build/gallery
 
 sphinx-gallery parses, executes and scrapes; the pages are ours, so any site generator can take
-them. An example runs again when it, the library, this driver or a library that draws has changed.
-A failing example, and a warning in one, ends the run with exit status 1.
+them. A failing example, and a warning in one, ends the run with exit status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import sys
-import time
 import warnings
 from pathlib import Path
 from textwrap import dedent
@@ -26,9 +22,7 @@ from typing import Any
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _cards import grid
-
-__all__ = ["ExampleError", "build"]
+from _markdown import grid
 
 STYLE = {
     "savefig.dpi": 150,
@@ -38,7 +32,6 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
 }
-VERSIONS_THAT_COUNT = ("torch", "matplotlib", "sphinx-gallery", "numpy")
 # Third-party notices that no change of ours can silence; the tests ignore the same ones.
 KNOWN_WARNINGS = (
     r".*SymbolDatabase.GetPrototype.*",
@@ -187,8 +180,6 @@ def _run(script: Path, out: Path, conf: dict[str, Any], package: str) -> dict[st
 
     stem, images = script.stem, out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    for old in images.glob(f"sphx_glr_{stem}_[0-9]*"):
-        old.unlink()
     # sphinx-gallery wants file names as `str`.
     settings, blocks, node = py_source_parser.split_code_and_text_blocks(
         str(script), return_node=True
@@ -237,83 +228,34 @@ def _run(script: Path, out: Path, conf: dict[str, Any], package: str) -> dict[st
     }
 
 
-def _fingerprint(*roots: Path) -> str:
-    digest = hashlib.sha256()
-    for root in roots:
-        for path in sorted([root] if root.is_file() else root.rglob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
-    for name in VERSIONS_THAT_COUNT:
-        digest.update(f"{name}={importlib.metadata.version(name)}".encode())
-    return digest.hexdigest()
-
-
-def _forget_others(out: Path, keep: set[str]) -> None:
-    """Delete what examples that no longer exist have left."""
-    owned = re.compile(r"(?:sphx_glr_)?(plot_\w+?)(?:_\d{3}|_thumb)?\.")
-    for path in list(out.rglob("*")):
-        owner = owned.match(path.name)
-        if path.is_file() and owner and owner[1] not in keep:
-            path.unlink()
-
-
-def build(examples: Path, out: Path, *, package: str, src: Path) -> list[str]:
-    """Bring the gallery up to date.
-
-    Args:
-        examples: Folder with `plot_*.py` and a `README.md` that heads the index.
-        out: Folder to write into; also the cache.
-        package: Top-level name of the library.
-        src: Folder that holds the library's source.
-
-    Returns:
-        The names of the examples that ran.
-
-    Raises:
-        ExampleError: If an example fails.
-    """
-    examples, out = examples.resolve(), out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = out / "manifest.json"
-    before = json.loads(manifest.read_text()) if manifest.exists() else {}
-    library = _fingerprint(src.resolve(), Path(__file__).parent / "_gallery.py")
-    conf, now, ran = None, {}, []
+def build(examples: Path, out: Path, package: str) -> None:
+    """Make the gallery anew; `ExampleError` if an example fails."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    conf = _configuration(examples)
+    entries = {}
     for script in sorted(examples.glob("plot_*.py")):
-        source = hashlib.sha256(script.read_bytes()).hexdigest()
-        entry = before.get(script.stem, {})
-        current = (entry.get("source"), entry.get("library")) == (source, library)
-        if not current or not (out / f"{script.stem}.md").exists():
-            start = time.perf_counter()
-            # Forgotten before it runs: a run that fails leaves half of what belongs to it.
-            before.pop(script.stem, None)
-            manifest.write_text(json.dumps({**before, **now}, indent=1))
-            conf = conf or _configuration(examples)
-            entry = _run(script, out, conf, package)
-            ran.append(script.stem)
-            print(f"gallery: ran {script.name} in {time.perf_counter() - start:.1f} s", flush=True)
-        now[script.stem] = {**entry, "source": source, "library": library}
-        # Written after each one, so that an interrupted run is not lost.
-        manifest.write_text(json.dumps({**before, **now}, indent=1))
-    _forget_others(out, set(now))
-    manifest.write_text(json.dumps(now, indent=1))
+        entries[script.stem] = entry = _run(script, out, conf, package)
+        print(f"gallery: ran {script.name} in {entry['seconds']:.1f} s", flush=True)
     head = (examples / "README.md").read_text(encoding="utf-8").rstrip()
-    (out / "index.md").write_text(f"{head}\n\n{grid(list(now.values()))}\n", encoding="utf-8")
-    return ran
+    cards = grid(list(entries.values()))
+    (out / "index.md").write_text(f"{head}\n\n{cards}\n", encoding="utf-8")
+    # Last: without it the site is not built.
+    (out / "manifest.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
 def main() -> int:
     """Read the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("examples", type=Path, help="folder with plot_*.py and README.md")
-    parser.add_argument("out", type=Path, help="folder to write into; also the cache")
+    parser.add_argument("out", type=Path, help="folder to write anew")
     parser.add_argument("--package", default="mmau", help="top-level name of the library")
-    parser.add_argument("--src", type=Path, default=Path("src"), help="the library's source")
     given = parser.parse_args()
     try:
-        ran = build(given.examples, given.out, package=given.package, src=given.src)
+        build(given.examples.resolve(), given.out.resolve(), given.package)
     except ExampleError as error:
         print(f"gallery: {error}", file=sys.stderr)
         return 1
-    print(f"gallery: ran {len(ran)}, all are up to date")
     return 0
 
 

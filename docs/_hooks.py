@@ -1,12 +1,11 @@
 """What MkDocs cannot do by itself: gallery pages, computed tables, links from code, formulas.
 
-A page asks for computed content with a comment on a line of its own, `<!-- registries -->` and the
-like; `_COMPUTED` lists them. Whatever cannot be computed fails the build.
+A page asks for computed content with a comment, `<!-- registries -->` and the like; `_COMPUTED`
+lists them. Whatever cannot be computed fails the build.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import posixpath
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _cards import grid
+from _markdown import grid
 from _math import FormulaError, render_formulas
 from _tables import COMPUTED
 from mkdocs.exceptions import PluginError
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "build" / "gallery"
 _EXAMPLES: dict[str, dict[str, Any]] = {}
 
-_MARKER = re.compile(r"^<!-- (\w[\w-]*)(?:: ([\w./]+))? -->$", re.MULTILINE)
+_MARKER = re.compile(r"<!-- (\w[\w-]*)(?:: ([\w./]+))? -->")
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)(?:\n    .*)*", re.MULTILINE)
 
 
@@ -56,11 +55,10 @@ def on_config(config: Any) -> Any:
         raise PluginError(f"the gallery has not been built: run `{command}` first.")
     _EXAMPLES.clear()
     _EXAMPLES.update(json.loads(manifest.read_text(encoding="utf-8")))
-    scripts = {path.stem: path for path in (ROOT / "examples").glob("plot_*.py")}
-    for stem in sorted(scripts.keys() | _EXAMPLES.keys()):
-        built = _EXAMPLES.get(stem, {}).get("source")
-        if stem not in scripts or hashlib.sha256(scripts[stem].read_bytes()).hexdigest() != built:
-            raise PluginError(f"the gallery is out of date ({stem}): run `{command}`.")
+    scripts = {path.stem: path.read_bytes() for path in (ROOT / "examples").glob("plot_*.py")}
+    built = {path.stem: path.read_bytes() for path in GALLERY.glob("plot_*.py")}
+    if scripts != built:
+        raise PluginError(f"the gallery is out of date: run `{command}`.")
     for item in config.nav:
         if "Gallery" in item:
             item["Gallery"] = ["gallery/index.md", *(f"gallery/{stem}.md" for stem in _EXAMPLES)]

@@ -1,23 +1,15 @@
-"""Markdown tables, as the computed parts of the pages write them."""
+"""Markdown that the computed parts of the pages are made of: tables, and cards of examples."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-
-__all__ = ["number", "plain", "table"]
+from html import escape
+from typing import Any
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a Markdown table.
-
-    Args:
-        header: Words of the first line.
-        rows: Cells; a bar in one is escaped, unless it is in code.
-
-    Returns:
-        Markdown.
-    """
+    """Return a Markdown table."""
 
     def escaped(cell: object) -> str:
         # In code a bar does not end a cell, and a backslash would be shown.
@@ -30,30 +22,35 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text whose marks do not mean anything in Markdown or HTML.
-
-    Args:
-        text: As an argument parser prints it.
-
-    Returns:
-        The text, escaped.
-    """
+    """Return a text whose marks do not mean anything in Markdown or HTML."""
     for mark in ("\\", "*", "_", "<", ">"):
         text = text.replace(mark, {"<": "&lt;", ">": "&gt;"}.get(mark, "\\" + mark))
     return text
 
 
 def number(value: object) -> str:
-    """Return a measured value in three digits, anything else as it is.
-
-    Args:
-        value: What a result file holds.
-
-    Returns:
-        The word for a cell.
-    """
+    """Return a measured value in three digits, anything else as it is."""
     if not isinstance(value, float):
         return str(value)
     if 1000 <= abs(value) < 1e9:
         return f"{value:.0f}"
     return f"{value:.3g}"
+
+
+def card(example: dict[str, Any], prefix: str = "") -> str:
+    """Return one example as a linked thumbnail."""
+    title = escape(example["title"])
+    # A tooltip is plain text: code marks in it would end the attribute for Markdown.
+    question = escape(example["intro"].replace("`", ""))
+    # A Markdown link, because MkDocs neither rewrites nor checks the address of a raw `<a>`.
+    picture = f"![]({prefix}{example['thumb']}){{ loading=lazy }}"
+    address = f"{prefix}{example['stem']}.md"
+    return f'[{picture}<span>{title}</span>]({address}){{ .gl-card title="{question}" }}'
+
+
+def grid(examples: list[dict[str, Any]], prefix: str = "", *, caption: str | None = None) -> str:
+    """Return several examples side by side."""
+    small = f"\n<p>{caption}</p>\n" if caption else ""
+    cards = "\n".join(card(example, prefix) for example in examples)
+    kind = "gl-grid gl-mini" if caption else "gl-grid"
+    return f'<div class="{kind}" markdown>{small}\n\n{cards}\n\n</div>'

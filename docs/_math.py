@@ -8,8 +8,6 @@ import xml.etree.ElementTree as ElementTree
 
 from latex2mathml.converter import convert
 
-__all__ = ["FormulaError", "render_formulas", "to_mathml"]
-
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">'
     r"(?:\\\((?P<inline>.*?)\\\)|\\\[(?P<block>.*?)\\\])"
@@ -30,16 +28,6 @@ def to_mathml(latex: str, *, block: bool = False) -> str:
     r"""Convert one formula.
 
     The converter passes unknown commands and alignment marks through as text; here they are errors.
-
-    Args:
-        latex: The formula without its dollar signs.
-        block: Whether it stands on a line of its own.
-
-    Returns:
-        A `<math>` element.
-
-    Raises:
-        FormulaError: If a command, an environment or a brace was not understood.
     """
     source = " ".join(latex.split())
     # `aligned` is a two-column array under another name, which is the one the converter knows.
@@ -63,17 +51,7 @@ def to_mathml(latex: str, *, block: bool = False) -> str:
 
 
 def render_formulas(content: str) -> str:
-    """Replace every formula of a page.
-
-    Args:
-        content: HTML in which `pymdownx.arithmatex` (generic) has marked the formulas.
-
-    Returns:
-        The same with MathML in their place.
-
-    Raises:
-        FormulaError: If a formula cannot be rendered.
-    """
+    """Replace every formula of a page."""
 
     def replace(found: re.Match[str]) -> str:
         block = found["block"] is not None

@@ -10,14 +10,6 @@ from typing import Any
 
 from _markdown import number, table
 
-__all__ = [
-    "COSTS",
-    "Excerpt",
-    "benchmark_tables",
-    "cost",
-    "where_we_lose",
-]
-
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -90,17 +82,7 @@ RIVALS: dict[str, tuple[str, tuple[str, ...], Callable[[Row], str]]] = {
 
 
 def read_result(path: Path) -> Row:
-    """Read a result and check that it says where it was measured.
-
-    Args:
-        path: A JSON file that a benchmark wrote.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: If it has no stamp or no rows.
-    """
+    """Read a result and check that it says where it was measured."""
     result: Row = json.loads(path.read_text(encoding="utf-8"))
     if not result.get("stamp") or not result.get("rows"):
         raise ValueError(f"{path.name}: a benchmark result needs `stamp` and `rows`.")
@@ -129,15 +111,7 @@ def _flat(row: Row) -> dict[str, str]:
 
 
 def rows_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
-    """Return result rows as a table.
-
-    Args:
-        rows: As a benchmark wrote them; a row need not have every column.
-        columns: Columns to show, in this order; all if empty.
-
-    Returns:
-        Markdown.
-    """
+    """Return result rows as a table."""
     flat = [_flat(row) for row in rows]
     present = list(dict.fromkeys(key for row in flat for key in row))
     shown = [column for column in columns if column in present] if columns else present
@@ -150,18 +124,7 @@ def _stamp(result: Row, keys: Sequence[str] = ()) -> str:
 
 
 def cost(name: str, folder: Path = RESULTS) -> str:
-    """Return the measured cost of a component, for its card.
-
-    Args:
-        name: Key of `COSTS`.
-        folder: Where the results are.
-
-    Returns:
-        Markdown; where nothing has been measured, the command that measures.
-
-    Raises:
-        ValueError: If no card has that name, or none of a file's rows is meant.
-    """
+    """Return the measured cost of a component, for its card."""
     if name not in COSTS:
         raise ValueError(f"no cost is known as {name!r}; there are: {', '.join(sorted(COSTS))}.")
     parts, missing = [], []
@@ -194,18 +157,7 @@ def cost(name: str, folder: Path = RESULTS) -> str:
 
 
 def benchmark_tables(folder: Path) -> str:
-    """Return the recorded benchmark results.
-
-    Args:
-        folder: Where the JSON files are. Each has `stamp`, an object that says where and on what it
-            was measured, and `rows`, a list of objects; `title` and `note` may be there.
-
-    Returns:
-        Markdown; a sentence if nothing has been recorded.
-
-    Raises:
-        ValueError: If a file has no stamp or no rows.
-    """
+    """Return the recorded benchmark results."""
     parts = []
     for path in sorted(folder.glob("*.json")):
         result = read_result(path)
@@ -221,14 +173,7 @@ def benchmark_tables(folder: Path) -> str:
 
 
 def where_we_lose(folder: Path = RESULTS) -> str:
-    """Return the measured cases in which something else takes less time than our default.
-
-    Args:
-        folder: Where the results are.
-
-    Returns:
-        A Markdown table, or a sentence if there is none.
-    """
+    """Return the measured cases in which something else takes less time than our default."""
     found: dict[tuple[str, str], list[float]] = {}
     for name, (ours, rivals, words) in RIVALS.items():
         path = folder / f"{name}.json"

@@ -1,4 +1,4 @@
-"""The chooser table and the encoders, with parameters counted on models without memory."""
+"""Sizes of the parts and of the encoders, counted on models without memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from mmau.modules import (
     VisionMamba,
 )
 
-__all__ = ["chooser", "encoder_table"]
-
 
 def _count(module: nn.Module, *, trainable: bool = False) -> str:
     """Return the number of parameters, in thousands or millions."""
@@ -32,150 +30,23 @@ def _count(module: nn.Module, *, trainable: bool = False) -> str:
     return f"{total / 1e6:.1f} M" if total < 1e7 else f"{total / 1e6:.0f} M"
 
 
-def _counted(build: Callable[[], nn.Module]) -> str:
-    return _count(build())
-
-
 # Widths of the paper where it gives them: 1024-wide patches, 768 everywhere else, 256 for sound.
-_PARTS: tuple[tuple[str, str, str, Callable[[], nn.Module] | None, str, str | None], ...] = (
-    (
-        "[LandmarkToPatch](components/landmark_to_patch.md)",
-        "landmarks, a patch grid",
-        "weights `(m, p)` per frame",
-        None,
-        "frames, regions x patches",
-        "plot_landmarks_to_patches",
-    ),
-    (
-        "[HGA](components/hga.md)",
-        "patch tokens, those weights",
-        "one token per region",
-        lambda: HGA(1024, 768),
-        "frames, regions x patches",
-        "plot_hga_attention",
-    ),
-    (
-        "[RegionMerge](components/region_merge.md)",
-        "one token per region",
-        "one vector per frame",
-        lambda: RegionMerge(13, 768, 768),
-        "frames",
-        None,
-    ),
-    (
-        "[AGSSM](components/agssm.md)",
-        "one vector per frame, and sound",
-        "the same, with memory",
-        lambda: AGSSM(768, 256),
-        "frames; constant when streaming",
-        "plot_delta_gate",
-    ),
-    (
-        "[VisionMamba](components/agssm.md)",
-        "one vector per frame, and sound",
-        "the same, in layers",
-        lambda: VisionMamba(768, 256),
-        "frames; constant when streaming",
-        "plot_streaming",
-    ),
-    (
-        "[selective_scan](components/selective_scan.md)",
-        "input, step, A, B, C per frame",
-        "output per frame, state",
-        None,
-        "frames x width x state",
-        "plot_backends_agree",
-    ),
-    (
-        "[AsymmetricCrossAttention](components/asymmetric_cross_attention.md)",
-        "frames and sound on two clocks",
-        "the sound of each frame",
-        lambda: AsymmetricCrossAttention(768, 256),
-        "frames x sound in the window",
-        "plot_two_clocks",
-    ),
-    (
-        "[TCN](components/temporal_baselines.md)",
-        "one vector per frame",
-        "the same, a bounded past",
-        lambda: TCN(768, 256),
-        "frames; constant when streaming",
-        "plot_cost_of_length",
-    ),
-    (
-        "[TemporalTransformer](components/temporal_baselines.md)",
-        "one vector per frame",
-        "the same, all frames at once",
-        lambda: TemporalTransformer(768, 256),
-        "frames squared",
-        "plot_cost_of_length",
-    ),
-    (
-        "[Losses](components/losses.md)",
-        "logits, labels with gaps",
-        "a number to minimise",
-        None,
-        "labelled entries",
-        "plot_asymmetric_loss",
-    ),
-    (
-        "[Visual encoders](components/visual_encoders.md)",
-        "face crops",
-        "patch tokens",
-        None,
-        "frames; see the card",
-        "plot_own_encoder",
-    ),
-    (
-        "[Audio encoders](components/audio_encoders.md)",
-        "a waveform",
-        "features with their times",
-        None,
-        "seconds; see the card",
-        "plot_two_clocks",
-    ),
-    (
-        "[AUDetector](components/au_detector.md)",
-        "crops, landmarks, sound",
-        "logits per frame",
-        None,
-        "its encoders",
-        "plot_missing_audio",
-    ),
-    (
-        "[AUPredictor](components/au_predictor.md)",
-        "a video file or a camera",
-        "a table, one row per frame",
-        None,
-        "frames; memory is constant",
-        "plot_streaming",
-    ),
-    (
-        "[Evaluation](components/evaluation.md)",
-        "logits and labels of videos",
-        "F1 with intervals, thresholds",
-        None,
-        "frames, resamples",
-        "plot_which_f1",
-    ),
-)
+_PARTS: dict[str, Callable[[], nn.Module]] = {
+    "hga": lambda: HGA(1024, 768),
+    "region_merge": lambda: RegionMerge(13, 768, 768),
+    "agssm": lambda: AGSSM(768, 256),
+    "vision_mamba": lambda: VisionMamba(768, 256),
+    "asymmetric_cross_attention": lambda: AsymmetricCrossAttention(768, 256),
+    "tcn": lambda: TCN(768, 256),
+    "temporal_transformer": lambda: TemporalTransformer(768, 256),
+}
 
 
-def chooser() -> str:
-    """Return the table of all parts: what goes in, what comes out, what it costs, an example.
-
-    Returns:
-        Markdown, for a page at the top of the documentation.
-    """
-    rows: list[tuple[object, ...]] = []
-    for part, given, made, build, grows, example in _PARTS:
-        size = "none" if build is None else _counted(build)
-        shown = f"[see it](gallery/{example}.md)" if example else ""
-        if part.startswith(("[Visual", "[Audio", "[AUDet", "[AUPre")):
-            size = "see the card"
-        rows.append((part, given, made, size, grows, shown))
-    header = ("Part", "You have", "You get", "Parameters", "Cost grows with", "Example")
-    return table(header, rows)
+def size(part: str) -> str:
+    """Return the number of parameters of a part; `ValueError` if there is no such part."""
+    if part not in _PARTS:
+        raise ValueError(f"no size is known of {part!r}; there are: {', '.join(_PARTS)}.")
+    return _count(_PARTS[part]())
 
 
 # ------------------------------------------------------------------ encoders
@@ -231,17 +102,7 @@ def _audio() -> Sequence[tuple[str, str, Callable[[], nn.Module]]]:
 
 
 def encoder_table(kind: str) -> str:
-    """Return the published sizes of the encoders, counted on models without memory.
-
-    Args:
-        kind: `"visual"` or `"audio"`.
-
-    Returns:
-        A Markdown table.
-
-    Raises:
-        ValueError: If the kind is neither.
-    """
+    """Return the published sizes of the encoders, counted on models without memory."""
     if kind not in ("visual", "audio"):
         raise ValueError(f"encoders are 'visual' or 'audio'; got {kind!r}.")
     rows: list[tuple[object, ...]] = []

@@ -11,22 +11,11 @@ from pathlib import Path
 
 from _markdown import plain, table
 from _measured import benchmark_tables, cost, where_we_lose
-from _sizes import chooser, encoder_table
+from _sizes import encoder_table, size
 
 from mmau.action_units import AU_DESCRIPTIONS
 from mmau.cli import all_registries
 from mmau.landmarks import ACTION_UNIT_REGIONS, LANDMARK_SCHEMES, LandmarkScheme
-
-__all__ = [
-    "COMPUTED",
-    "action_units_table",
-    "api_directives",
-    "benchmark_tables",
-    "command_line",
-    "config_tables",
-    "region_tables",
-    "registry_tables",
-]
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,17 +48,7 @@ MUSCLES = {
 
 
 def registry_tables(level: int = 2) -> str:
-    """Return one table per registry: name, what it is, what it needs, the entry-point group.
-
-    Args:
-        level: Level of the headings.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ValueError: If nothing says what a registry is for.
-    """
+    """Return one table per registry: name, what it is, what it needs, the entry-point group."""
     parts = []
     for registry in all_registries():
         if registry.group not in PURPOSES:
@@ -92,11 +71,7 @@ def registry_tables(level: int = 2) -> str:
 
 
 def action_units_table() -> str:
-    """Return the Action Units in label order, with muscles and regions.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return the Action Units in label order, with muscles and regions."""
     rows: list[tuple[object, ...]] = [
         (
             column,
@@ -111,11 +86,7 @@ def action_units_table() -> str:
 
 
 def region_tables() -> str:
-    """Return the regions, with the number of points that each landmark scheme has in them.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return the regions, with the number of points that each landmark scheme has in them."""
     schemes = [LANDMARK_SCHEMES.get(name) for name in sorted(LANDMARK_SCHEMES)]
     # A plug-in may bring regions of its own; this table is about the ones that are shared.
     schemes = [s for s in schemes if s.region_names == schemes[0].region_names]
@@ -139,17 +110,7 @@ def region_tables() -> str:
 
 
 def api_directives(module: str) -> str:
-    """Return one mkdocstrings directive for every public name of a module.
-
-    Args:
-        module: Import path; its `__all__` is the list.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ValueError: If the module has no `__all__`, or an empty one.
-    """
+    """Return one mkdocstrings directive for every public name of a module."""
     names = getattr(importlib.import_module(module), "__all__", ())
     if not names:
         raise ValueError(f"`{module}.__all__` lists no public name.")
@@ -185,16 +146,6 @@ def config_tables(path: str, level: int = 3) -> str:
     """Return one table per dataclass of a file: field, type, default, what it says.
 
     The file is read and not imported, so that a default stands here as it was written.
-
-    Args:
-        path: Path from the top of the repository.
-        level: Level of the headings.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ValueError: If there is no such file, or no dataclass with documented fields in it.
     """
     if not (ROOT / path).is_file():
         raise ValueError(f"there is no file {path}.")
@@ -235,17 +186,7 @@ def _arguments(parser: argparse.ArgumentParser) -> str:
 
 
 def command_line(level: int = 2) -> str:
-    """Return every command of `mmau` with its usage and its arguments.
-
-    Args:
-        level: Level of the headings.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ValueError: If the parser has no commands.
-    """
+    """Return every command of `mmau` with its usage and its arguments."""
     from mmau.cli.parser import build_parser
 
     parser = build_parser()
@@ -279,7 +220,7 @@ COMPUTED: dict[str, Callable[[str], str]] = {
     "api": api_directives,
     "config": config_tables,
     "command-line": lambda _: command_line(),
-    "chooser": lambda _: chooser(),
+    "size": size,
     "encoders": encoder_table,
     "cost": cost,
     "benchmarks": lambda folder: benchmark_tables(ROOT / folder),

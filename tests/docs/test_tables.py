@@ -23,6 +23,7 @@ import _tables  # noqa: E402
 
 STAMP = {"cpu": "a CPU", "threads": 1, "commit": "0000000"}
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
+CHOOSER = PAGES[ROOT / "docs" / "components.md"]
 CARDS = sorted((ROOT / "docs" / "components").glob("*.md"))
 
 
@@ -46,7 +47,7 @@ def _write(folder, name, rows, **more):
 def test_every_marker_of_every_page_is_computed():
     used = set()
     for path, text in PAGES.items():
-        for name, argument in re.findall(r"^<!-- (\w[\w-]*)(?:: ([\w./]+))? -->$", text, re.M):
+        for name, argument in re.findall(r"<!-- (\w[\w-]*)(?:: ([\w./]+))? -->", text):
             if name in {"skip", "include"}:
                 continue
             assert name in _tables.COMPUTED, f"{path.name} asks for {name}"
@@ -157,10 +158,16 @@ def test_a_card_says_all_that_a_card_has_to(card):
         assert part in text, f"{card.name} lacks {part}"
     assert re.search(r"^(## .*[Cc]ost|\*\*Cost\*\*)", text, re.M), f"{card.name} lacks its cost"
     assert len(re.findall(r"`tests/[\w/]+\.py::\w+`", text)) >= 2
-    assert f"components/{card.name}" in _tables.COMPUTED["chooser"](""), "not in the chooser"
+    assert f"components/{card.name}" in CHOOSER, "not in the chooser"
 
 
 def test_the_chooser_leads_to_examples_that_exist():
-    links = re.findall(r"gallery/(\w+)\.md", _tables.COMPUTED["chooser"](""))
+    links = re.findall(r"gallery/(\w+)\.md", CHOOSER)
     assert len(links) > 10
     assert all((ROOT / "examples" / f"{name}.py").is_file() for name in links)
+
+
+def test_a_size_is_that_of_the_part_or_an_error():
+    assert _tables.COMPUTED["size"]("hga") == "5.7 M"
+    with pytest.raises(ValueError, match=r"no size is known of 'gha'; there are: hga, "):
+        _tables.COMPUTED["size"]("gha")
