@@ -1,3 +1,5 @@
+"""The record of thresholds and smoothing: applied as it says, saved, loaded, refused."""
+
 import json
 
 import pytest
@@ -6,152 +8,155 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.evaluation import (
-    AUCounts,
-    Calibration,
-    best_thresholds,
-    cross_fitted_predictions,
-    cross_fitted_thresholds,
-    smooth,
+from mmau.evaluation import Calibration, smooth
+
+FULL = Calibration(
+    ("AU1", "AU2"),
+    (0.25, 0.75),
+    (0.0, 1.5),
+    "40 clips",
+    smoothing_kind="exponential",
+    smoothing_unit="frames",
+    max_gap=0.3,
+    probability="posterior",
+    posterior_options={
+        "gamma_pos": 1,
+        "gamma_neg": [2.0, 4.0],
+        "margin": 0.05,
+        "pos_weight": 2.0,
+        "detach_focus": True,
+    },
 )
 
 
-# -------------------------------------------------------------------------------------- thresholds
-@given(seed=st.integers(0, 10_000), rows=st.integers(2, 40), digits=st.sampled_from([1, 2, 6]))
-def test_search_equals_exhaustive_search(seed, rows, digits):
-    generator = torch.Generator().manual_seed(seed)
-    prob = torch.rand(rows, 3, generator=generator).round(decimals=digits)
-    target = torch.randint(-1, 2, (rows, 3), generator=generator)
-    target[0] = 1
-    found = AUCounts(3).update(prob, target, best_thresholds(prob, target)).f1()
-    best = torch.zeros(3, dtype=torch.float64)
-    for threshold in prob.double().flatten().unique():
-        best = torch.maximum(best, AUCounts(3).update(prob, target, threshold).f1())
-    assert torch.equal(found, best)
+def test_every_field_survives_the_file(tmp_path):
+    FULL.save(tmp_path / "calibration.json")
+    loaded = Calibration.load(tmp_path / "calibration.json")
+    assert loaded == FULL
+    assert loaded.posterior_options["gamma_neg"] == (2.0, 4.0)
+    assert loaded.posterior_options["detach_focus"] is True
+    assert hash(loaded) == hash(FULL)
+    assert json.loads((tmp_path / "calibration.json").read_text())["format"].endswith("/2")
 
 
-@pytest.mark.parametrize("low", [0.3, 0.30000000000000004])  # the middle rounds up, and down
-def test_scores_one_float_apart_are_still_separated(low):
-    low = torch.tensor(low, dtype=torch.float64)
-    high = torch.nextafter(low, torch.tensor(1.0, dtype=torch.float64))
-    prob, target = torch.stack([low, high])[:, None], torch.tensor([[0], [1]])
-    assert AUCounts(1).update(prob, target, best_thresholds(prob, target)).mean_f1() == 1.0
-
-
-def test_action_units_without_positives_keep_the_default():
-    prob, target = torch.rand(5, 2), torch.tensor([[0, -1]]).repeat(5, 1)
-    assert best_thresholds(prob, target, default=0.4).tolist() == [0.4, 0.4]
-    assert best_thresholds(prob[:0], target[:0]).tolist() == [0.5, 0.5]
-
-
-# ----------------------------------------------------------------------------------- cross-fitting
-def make_videos(count=7, frames=30):
-    torch.manual_seed(1)
-    targets = {f"v{i}": torch.randint(-1, 2, (frames, 2)) for i in range(count)}
-    probs = {
-        name: (torch.rand(frames, 2) * 0.6 + 0.3 * target.clamp(min=0)).clamp(0, 1)
-        for name, target in targets.items()
+def test_a_file_of_the_first_format_still_loads(tmp_path):
+    old = {
+        "format": "mmau.calibration/1",
+        "au_names": ["AU1", "AU2"],
+        "thresholds": [0.5, 0.25],
+        "smoothing": [],
+        "note": "old",
     }
-    return probs, targets
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(old))
+    loaded = Calibration.load(path)
+    assert loaded == Calibration(("AU1", "AU2"), (0.5, 0.25), (), "old")
+    assert (loaded.probability, loaded.smoothing_kind) == ("raw", "mean")
+    loaded.save(path)
+    assert Calibration.load(path) == loaded
 
 
-@pytest.mark.parametrize("num_folds", [2, 5, 100])
-def test_a_video_never_helps_to_choose_its_own_thresholds(num_folds):
-    """Poison the labels and scores of one video: its own thresholds must not notice."""
-    probs, targets = make_videos()
-    clean = cross_fitted_thresholds(probs, targets, num_folds=num_folds)
-    someone_noticed = False
-    for name in probs:
-        poisoned_targets = {**targets, name: (targets[name] <= 0).long()}
-        poisoned_probs = {**probs, name: 1 - probs[name]}
-        poisoned = cross_fitted_thresholds(poisoned_probs, poisoned_targets, num_folds=num_folds)
-        assert torch.equal(poisoned[name], clean[name])
-        someone_noticed |= any(not torch.equal(poisoned[n], clean[n]) for n in probs)
-    assert someone_noticed
+NEW = {
+    "format": "mmau.calibration/2",
+    "au_names": ["AU1"],
+    "thresholds": [0.5],
+    "smoothing": [],
+    "note": "",
+    "smoothing_kind": "mean",
+    "smoothing_unit": "seconds",
+    "max_gap": 0.5,
+    "probability": "raw",
+    "posterior_options": {},
+}
 
 
-def test_trials_of_one_video_stay_together():
-    probs, targets = make_videos(6)
-    groups = {"v0": "x", "v1": "x", "v2": "y", "v3": "y", "v4": "z", "v5": "z"}
-    clean = cross_fitted_thresholds(probs, targets, groups=groups, num_folds=3)
-    poisoned = cross_fitted_thresholds(
-        probs, {**targets, "v1": 1 - targets["v1"].clamp(min=0)}, groups=groups, num_folds=3
-    )
-    assert torch.equal(poisoned["v0"], clean["v0"])
-    assert not torch.equal(poisoned["v4"], clean["v4"])
-
-
-def test_decisions_are_those_of_the_cross_fitted_thresholds():
-    probs, targets = make_videos()
-    thresholds = cross_fitted_thresholds(probs, targets, seed=3)
-    decided = cross_fitted_predictions(probs, targets, seed=3)
-    assert list(decided) == list(probs)
-    by_threshold, by_decision = AUCounts(2), AUCounts(2)
-    for name in probs:
-        by_threshold.update(probs[name], targets[name], thresholds[name])
-        by_decision.update(decided[name], targets[name])
-    assert torch.equal(by_threshold.counts, by_decision.counts)
-
-
-def test_folds_depend_on_seed_and_names_not_on_the_order_of_the_mapping():
-    probs, targets = make_videos()
-    backwards = dict(reversed(probs.items()))
-    forwards = cross_fitted_thresholds(probs, targets)
-    for name, threshold in cross_fitted_thresholds(backwards, targets).items():
-        assert torch.equal(threshold, forwards[name])
-
-
-def test_tuning_on_the_scored_videos_is_optimistic_on_pure_noise():
-    torch.manual_seed(0)
-    targets = {str(i): (torch.rand(8, 12) < 0.2).long() for i in range(6)}
-    probs = {name: torch.rand(8, 12) for name in targets}
-    honest, tuned = AUCounts(), AUCounts()
-    decided = cross_fitted_predictions(probs, targets)
-    best = best_thresholds(torch.cat([*probs.values()]), torch.cat([*targets.values()]))
-    for name in probs:
-        honest.update(decided[name], targets[name])
-        tuned.update(probs[name], targets[name], best)
-    assert tuned.mean_f1() > honest.mean_f1() + 0.02
-
-
-# --------------------------------------------------------------------------------------- smoothing
-@given(
-    seed=st.integers(0, 1000),
-    frames=st.integers(1, 30),
-    widths=st.lists(st.sampled_from([0.0, 0.05, 0.3, 2.0]), min_size=2, max_size=2),
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "mmau.calibration/9"}, r"has the format 'mmau.calibration/9'; .* Upgrade mmau"),
+        ({"format": 2}, 'is not a calibration: it has no "format"'),
+        (
+            {"format": "mmau.calibration/1"},
+            "unknown key 'smoothing_kind'; did you mean 'smoothing'",
+        ),
+        ({"thresholds": [True]}, "'thresholds' must be a list of numbers; got"),
+        ({"max_gap": "0.5"}, "'max_gap' must be a number; got '0.5'"),
+        ({"max_gap": 0}, "`max_gap` must be in"),
+        ({"smoothing_kind": 3}, "'smoothing_kind' must be text; got 3"),
+        ({"smoothing_kind": "mode"}, "`smoothing_kind` must be one of 'mean', 'median'"),
+        ({"smoothing_unit": "ms"}, "`smoothing_unit` must be one of 'seconds', 'frames'"),
+        ({"smoothing": [2], "smoothing_unit": "frames"}, "`smoothing` in frames must be an odd"),
+        ({"probability": "logit"}, "`probability` must be one of 'raw', 'posterior'"),
+        ({"posterior_options": []}, "'posterior_options' must be names with numbers"),
+        ({"posterior_options": {"margin": "0"}}, "'posterior_options' must be names with numbers"),
+        (
+            {"posterior_options": {"margin": 0.1}},
+            "describe a posterior, but `probability` is 'raw'",
+        ),
+    ],
 )
-def test_smoothing_is_the_mean_of_the_neighbours_in_the_same_stretch(seed, frames, widths):
+def test_bad_files_are_refused_with_their_path(tmp_path, changes, message):
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**NEW, **changes}))
+    with pytest.raises(ValueError, match=message) as caught:
+        Calibration.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.0}, "`posterior_options` must be one of 'gamma_pos'.*; got 'gamma'"),
+        ({"margin": 1.0}, r"`margin` must be in \[0.0, 1.0\)"),
+        ({"gamma_neg": (1.0, 2.0)}, "must hold one number or 12 for gamma_neg; got 2"),
+        ({"gamma_neg": True}, "true or false for detach_focus and numbers for the others"),
+        ({"detach_focus": 1.0}, "true or false for detach_focus"),
+    ],
+)
+def test_bad_posterior_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Calibration(probability="posterior", posterior_options=options)
+
+
+@given(seed=st.integers(0, 1000))
+def test_applying_is_smoothing_then_deciding(seed):
     generator = torch.Generator().manual_seed(seed)
-    prob = torch.rand(frames, 2, generator=generator, dtype=torch.float64)
-    steps = torch.tensor([0.04, 0.1, 0.9])
-    times = steps[torch.randint(0, 3, (frames,), generator=generator)].double().cumsum(0)
-    valid = torch.rand(frames, generator=generator) < 0.8
-    result = smooth(prob, times, widths, valid=valid, max_gap=0.5)
-    stretch = [0] * frames
-    for i in range(1, frames):
-        broken = not (valid[i] and valid[i - 1]) or times[i] - times[i - 1] > 0.5
-        stretch[i] = stretch[i - 1] + int(broken)
-    for i in range(frames):
-        for c, width in enumerate(widths):
-            near = [
-                j
-                for j in range(frames)
-                if stretch[j] == stretch[i] and abs(times[j] - times[i]) <= width / 2 + 1e-6
-            ]
-            expected = prob[near, c].mean() if valid[i] else prob[i, c]
-            assert_close(result[i, c], expected)
+    prob = torch.rand(20, 2, generator=generator)
+    times = torch.arange(20) / 25
+    valid = torch.rand(20, generator=generator) < 0.8
+    calibration = Calibration(("AU1", "AU2"), (0.4, 0.6), (0.0, 0.3), smoothing_kind="median")
+    found = calibration.apply(prob, times, valid)
+    assert torch.equal(found.prob, smooth(prob, times, (0.0, 0.3), kind="median", valid=valid))
+    assert torch.equal(found.prob[:, 0], prob[:, 0])
+    assert torch.equal(found.active, calibration.decide(found.prob))
+    assert torch.equal(found.active, found.prob.double() >= torch.tensor([0.4, 0.6]).double())
 
 
-def test_unusable_frames_influence_nothing_even_if_nan():
-    prob = torch.tensor([[0.2], [float("nan")], [0.8], [0.4]])
-    valid = torch.tensor([True, False, True, True])
-    result = smooth(prob, torch.arange(4.0) / 10, 1.0, valid=valid)
-    assert_close(result, torch.tensor([[0.2], [float("nan")], [0.6], [0.6]]), equal_nan=True)
-    nobody = torch.zeros(4, dtype=torch.bool)
-    assert_close(smooth(prob, torch.arange(4.0), 1.0, valid=nobody), prob, equal_nan=True)
+def test_no_smoothing_gives_a_copy():
+    prob = torch.rand(4, 12)
+    calibration = Calibration()
+    same = calibration.smooth(prob, torch.arange(4.0))
+    assert torch.equal(same, prob)
+    same += 1
+    assert float(prob.max()) <= 1
+    assert not calibration.smooths
+    assert calibration.is_causal
 
 
-# ------------------------------------------------------------------------------------------ record
+def test_a_stream_gets_a_smoother_only_if_nothing_looks_ahead():
+    assert FULL.is_causal
+    prob, times = torch.rand(9, 2), torch.arange(9) / 30
+    whole, smoother = FULL.smooth(prob, times), FULL.smoother()
+    for i in range(9):
+        assert_close(smoother.step(prob[i], float(times[i])), whole[i])
+    ahead = Calibration(("AU1",), (0.5,), (1.0,))
+    assert not ahead.is_causal
+    with pytest.raises(ValueError, match="a mean looks ahead, so a stream cannot be smoothed"):
+        ahead.smoother()
+    plain = Calibration(("AU1",), (0.5,)).smoother()
+    assert plain.step(torch.tensor([0.3]), 0.0).item() == pytest.approx(0.3)
+
+
 def test_saved_and_loaded_is_equal_and_leaves_no_other_file(tmp_path):
     calibration = Calibration(("AU1", "AU2"), (0.25, 0.1 + 0.2), (0.0, 1.5), note="40 clips")
     path = tmp_path / "calibration.json"
@@ -209,7 +214,7 @@ GOOD = {
         (json.dumps({**GOOD, "note": 3}), "'note' must be text"),
     ],
 )
-def test_bad_files_are_refused(tmp_path, text, message):
+def test_bad_files_of_the_first_format_are_refused(tmp_path, text, message):
     path = tmp_path / "calibration.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -221,42 +226,15 @@ def test_a_missing_file_is_named(tmp_path):
         Calibration.load(tmp_path / "nothing.json")
 
 
-ONE = torch.ones(2, 1)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: Calibration(("AU1", "AU1"), (0.5, 0.5)), "`au_names` must be at least one name"),
-        (lambda: Calibration(("AU1",), (0.5,), (1.0, 2.0)), "`smoothing` must be 1 widths or none"),
+        (lambda: Calibration(("AU1",), (0.5,), (1.0, 2.0)), "must be 1 windows or none"),
         (lambda: Calibration(("AU1",), (0.5,), (-1.0,)), "`smoothing` must be in"),
         (lambda: Calibration().decide(torch.ones(3)), "axis `c` of `prob` must be 12"),
-        (lambda: best_thresholds(ONE, ONE[:1]), "must have the same shape"),
-        (lambda: best_thresholds(ONE, ONE * 9), "`target` must be 0 or 1, or -1 or NaN"),
-        (lambda: best_thresholds(ONE * 1.5, ONE), r"`prob` must be in \[0, 1\], and not NaN"),
-        (lambda: best_thresholds(ONE * float("nan"), ONE), "and not NaN"),
-        (lambda: best_thresholds(ONE, ONE, default=2), "`default` must be in"),
-        (lambda: cross_fitted_thresholds({"a": ONE}, {"a": ONE}), "at least 2 videos or groups"),
-        (lambda: cross_fitted_thresholds({"a": ONE}, {"b": ONE}), "2 are in one of them only"),
-        (
-            lambda: cross_fitted_thresholds({"a": ONE}, {"a": ONE}, num_folds=1),
-            "`num_folds` must be at least 2; got 1",
-        ),
-        (
-            lambda: cross_fitted_thresholds({"a": ONE}, {"a": ONE}, groups={}),
-            "`groups` lacks 1 videos, such as 'a'",
-        ),
-        (lambda: smooth(ONE, torch.tensor([0, float("nan")]), 1.0), "`timestamps` must be finite"),
-        (lambda: smooth(ONE, torch.arange(2.0), -1.0), "`width` must be in"),
-        (lambda: smooth(ONE, torch.arange(2.0), 1.0, max_gap=0), "`max_gap` must be in"),
-        (lambda: smooth(ONE * float("nan"), torch.arange(2.0), 1.0), "NaN in a usable frame"),
     ],
 )
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_an_integer_mask_is_refused():
-    with pytest.raises(TypeError, match="`valid` must be a bool tensor"):
-        smooth(ONE, torch.arange(2.0), 1.0, valid=torch.ones(2))

@@ -1,5 +1,8 @@
+"""The report is what other code computes; nothing is chosen on what it scores."""
+
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,26 +12,29 @@ from torch.testing import assert_close
 
 from mmau.evaluation import (
     AUCounts,
+    BootstrapOptions,
+    FitOptions,
     ScoredTrial,
     bootstrap_by_video,
     compare_reports,
-    compare_trials,
-    cross_fitted_predictions,
-    cross_fitted_smoothing,
     evaluate_trials,
     fit_calibration,
 )
+from mmau.evaluation.thresholds import CrossValidation
 from mmau.modules.losses import AsymmetricLoss
 
 NAMES = ("AU1", "AU2", "AU4")
 ROWS = (
     "raw at 0.5",
     "posterior at 0.5",
-    "cross-fitted thresholds",
-    "cross-fitted thresholds + smoothing",
+    "cross-validated thresholds",
+    "cross-validated thresholds + smoothing",
 )
 LOSS = AsymmetricLoss()
 OPTIONS = {"gamma_pos": 1.0, "gamma_neg": 4.0, "margin": 0.05}
+
+
+FEW = BootstrapOptions(num_resamples=100)
 
 
 def make_trials(count=8, seed=0, skill=2.0, hidden=True, frames=120):
@@ -64,7 +70,7 @@ def pooled_mean_f1(decisions, trials, subset):
 
 def test_every_row_is_the_pooled_metric_of_its_decisions():
     trials = make_trials()
-    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, resamples=100)
+    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, bootstrap=FEW)
     assert tuple(row.name for row in report.rows) == ROWS
     assert report.subsets == ("all", "seen", "hidden")
     assert (report.num_trials, report.num_videos) == (8, 4)
@@ -73,12 +79,15 @@ def test_every_row_is_the_pooled_metric_of_its_decisions():
     labels = {t.name: t.labels for t in trials}
     times = {t.name: t.timestamps for t in trials}
     groups = {t.name: t.group for t in trials}
-    smoothed = cross_fitted_smoothing(meant, labels, times, groups=groups)
+    plain, smoothed = (
+        CrossValidation(meant, labels, times, groups, FitOptions(smoothing=smoothing)).held_out()
+        for smoothing in (False, True)
+    )
     decided = {
         ROWS[0]: {n: p >= 0.5 for n, p in raw.items()},
         ROWS[1]: {n: p >= 0.5 for n, p in meant.items()},
-        ROWS[2]: cross_fitted_predictions(meant, labels, groups=groups),
-        ROWS[3]: smoothed.decisions,
+        ROWS[2]: {n: one.decisions for n, one in plain.items()},
+        ROWS[3]: {n: one.decisions for n, one in smoothed.items()},
     }
     for row, subset in itertools.product(report.rows, report.subsets):
         score = row.scores[subset]
@@ -86,7 +95,7 @@ def test_every_row_is_the_pooled_metric_of_its_decisions():
             pooled_mean_f1(decided[row.name], trials, subset), abs=1e-12
         )
         assert score.low <= score.estimate <= score.high
-    for name, gain in report.gains.items():
+    for name, gain in report.delta_f1.items():
         difference = report.row(name).scores["all"].estimate - report.rows[0].scores["all"].estimate
         assert gain.estimate == pytest.approx(difference)
     assert not torch.equal(
@@ -96,12 +105,15 @@ def test_every_row_is_the_pooled_metric_of_its_decisions():
 
 def test_intervals_resample_groups_not_trials():
     trials = make_trials()
-    report = evaluate_trials(trials, au_names=NAMES, smoothing=False, resamples=200, seed=5)
+    options = BootstrapOptions(200, seed=5)
+    report = evaluate_trials(
+        trials, au_names=NAMES, options=FitOptions(smoothing=False), bootstrap=options
+    )
     counts = {}
     for trial in trials:
         one = counts.setdefault(trial.group, AUCounts(NAMES))
         one.update(torch.sigmoid(trial.logits), trial.labels)
-    expected = bootstrap_by_video(counts, num_resamples=200, seed=5)
+    expected = bootstrap_by_video(counts, options)
     assert report.rows[0].scores["all"] == expected
     assert expected.num_videos == 4
     assert len(report.rows) == 2
@@ -109,13 +121,17 @@ def test_intervals_resample_groups_not_trials():
 
 def test_options_reach_what_they_name():
     trials = make_trials()
-    base = {"au_names": NAMES, "resamples": 100, "posterior": LOSS.posterior}
-    default = evaluate_trials(trials, **base)
-    raw = evaluate_trials(trials, **base, fit_on="raw", widths=[0.0])
+    base = {"au_names": NAMES, "bootstrap": FEW}
+    default = evaluate_trials(trials, **base, posterior=LOSS.posterior)
+    raw = evaluate_trials(trials, **base, options=FitOptions(windows=[0.0]))
     assert raw.row(ROWS[2]).pooled().counts.tolist() == raw.row(ROWS[3]).pooled().counts.tolist()
     assert default.row(ROWS[3]).pooled().mean_f1() > raw.row(ROWS[3]).pooled().mean_f1() + 0.02
-    unshrunk = evaluate_trials(trials, **base, shrinkage=0.0)
-    strong = evaluate_trials(trials, **base, shrinkage=1e9)
+    unshrunk, strong = (
+        evaluate_trials(
+            trials, **base, posterior=LOSS.posterior, options=FitOptions(shrinkage=shrinkage)
+        )
+        for shrinkage in (0.0, 1e9)
+    )
     assert (
         strong.row(ROWS[2]).pooled().counts.tolist() == strong.row(ROWS[1]).pooled().counts.tolist()
     )
@@ -129,23 +145,16 @@ def test_a_trial_is_never_decided_with_what_it_taught():
     """Turn the labels of one video round: its own decisions stay, through the whole evaluation."""
     trials = make_trials()
     turned = [
-        ScoredTrial(
-            t.name, t.group, t.logits, (1 - t.labels).clamp(max=1).to(torch.int8), t.timestamps
-        )
-        if t.group == "v0"
-        else t
+        replace(t, labels=(1 - t.labels).clamp(max=1).to(torch.int8)) if t.group == "v0" else t
         for t in trials
     ]
 
     def predicted(some):
-        report = evaluate_trials(some, au_names=NAMES, resamples=100)
+        report = evaluate_trials(some, au_names=NAMES, bootstrap=FEW)
         return [row.counts["all"]["v0"].counts[:, :2].sum(-1) for row in report.rows[1:]]
 
     def without_gaps(some):
-        return [
-            ScoredTrial(t.name, t.group, t.logits, t.labels.clamp(min=0), t.timestamps)
-            for t in some
-        ]
+        return [replace(t, labels=t.labels.clamp(min=0)) for t in some]
 
     # Predicted positives do not depend on labels, once every frame is labelled.
     for before, after in zip(
@@ -156,7 +165,7 @@ def test_a_trial_is_never_decided_with_what_it_taught():
 
 def test_render_and_dict_tell_the_same_and_everything():
     trials = make_trials()
-    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, resamples=100)
+    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, bootstrap=FEW)
     text, record = report.render(), report.as_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert list(record["mean_f1"]) == list(ROWS)
@@ -168,13 +177,13 @@ def test_render_and_dict_tell_the_same_and_everything():
     for name in NAMES:
         entry = record["per_au"][name]
         (line,) = (line for line in text.splitlines() if line.split()[:1] == [name])
-        for score in (*entry["f1"].values(), entry["floor"], entry["average_precision"]):
+        for score in (*entry["f1"].values(), entry["baseline"], entry["average_precision"]):
             assert f"{score:.3f}" in line
         assert f"[{entry['interval']['low']:.3f}, {entry['interval']['high']:.3f}]" in line
     for subset in report.subsets:
-        assert f"{record['floors'][subset]['all_ones']:.3f}" in text
+        assert f"{record['baselines'][subset]['all_ones']:.3f}" in text
         assert f"{record['mean_average_precision'][subset]:.3f}" in text
-    assert record["gains"].keys() == set(ROWS[1:])
+    assert record["delta_f1"].keys() == set(ROWS[1:])
     assert "calibration error, posterior" in text
     assert all(len(line) <= 110 for line in text.splitlines())
     mean = np.mean([entry["f1"][ROWS[0]] for entry in record["per_au"].values()])
@@ -183,14 +192,10 @@ def test_render_and_dict_tell_the_same_and_everything():
 
 def test_an_action_unit_without_positives_is_named_and_not_averaged():
     trials = [
-        ScoredTrial(t.name, t.group, t.logits, t.labels * torch.tensor([1, 0, 1]), t.timestamps)
+        replace(t, labels=(t.labels.clamp(min=0) * torch.tensor([1, 0, 1])).to(torch.int8))
         for t in make_trials()
     ]
-    trials = [
-        ScoredTrial(t.name, t.group, t.logits, t.labels.clamp(min=0).to(torch.int8), t.timestamps)
-        for t in trials
-    ]
-    report = evaluate_trials(trials, au_names=NAMES, resamples=100)
+    report = evaluate_trials(trials, au_names=NAMES, bootstrap=FEW)
     assert "no positive label, so no F1 and not in the mean: AU2" in report.render()
     record = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert record["per_au"]["AU2"]["f1"][ROWS[0]] is None
@@ -200,14 +205,11 @@ def test_an_action_unit_without_positives_is_named_and_not_averaged():
 
 def test_columns_appear_only_where_they_say_something():
     every_face = make_trials(hidden=False)
-    assert evaluate_trials(every_face, au_names=NAMES, resamples=100).subsets == ("all",)
-    unknown = [ScoredTrial(t.name, t.group, t.logits, t.labels, t.timestamps) for t in every_face]
-    assert evaluate_trials(unknown, au_names=NAMES, resamples=100).subsets == ("all",)
-    no_face = [
-        ScoredTrial(t.name, t.group, t.logits, t.labels, t.timestamps, torch.zeros_like(t.seen))
-        for t in every_face
-    ]
-    assert evaluate_trials(no_face, au_names=NAMES, resamples=100).subsets == ("all", "hidden")
+    assert evaluate_trials(every_face, au_names=NAMES, bootstrap=FEW).subsets == ("all",)
+    unknown = [replace(t, seen=None) for t in every_face]
+    assert evaluate_trials(unknown, au_names=NAMES, bootstrap=FEW).subsets == ("all",)
+    no_face = [replace(t, seen=torch.zeros_like(t.seen)) for t in every_face]
+    assert evaluate_trials(no_face, au_names=NAMES, bootstrap=FEW).subsets == ("all", "hidden")
 
 
 def test_one_video_has_a_score_but_neither_interval_nor_cross_fit():
@@ -223,37 +225,39 @@ def test_one_video_has_a_score_but_neither_interval_nor_cross_fit():
 
 
 # ------------------------------------------------------------------------------------- comparison
+def compare(first, second, resamples=100, **options):
+    bootstrap = BootstrapOptions(resamples)
+    reports = [
+        evaluate_trials(trials, au_names=NAMES, bootstrap=bootstrap) for trials in (first, second)
+    ]
+    return compare_reports(*reports, **options)
+
+
 def test_a_comparison_is_paired_antisymmetric_and_zero_with_itself():
     good, bad = make_trials(skill=2.0), make_trials(skill=1.5)
-    there = compare_trials(good, bad, au_names=NAMES, resamples=200)
-    back = compare_trials(bad, good, au_names=NAMES, resamples=200)
+    there, back = compare(good, bad, 200), compare(bad, good, 200)
     for row, subset in itertools.product(there.rows, ("all", "seen", "hidden")):
         one, other = there.rows[row][subset], back.rows[row][subset]
         assert one.estimate > 0
         assert one.estimate == pytest.approx(-other.estimate)
         assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
-    same = compare_trials(good, good, au_names=NAMES, resamples=200)
+    same = compare(good, good, 200)
     assert all(s.low == s.high == 0 for row in same.rows.values() for s in row.values())
     assert same.mean_average_precision["all"] == 0
     record = there.as_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    text = compare_reports(
-        *(evaluate_trials(t, au_names=NAMES, resamples=200) for t in (good, bad)),
-        names=("with sound", "without"),
-    ).render()
-    assert "Mean F1 of with sound minus without" in text
-    assert "the same for both" in text
+    text = compare(good, bad, 200, names=("with sound", "without")).render()
+    assert "Delta mean F1: with sound - without" in text
+    assert "95 % CI, bootstrap of 4 videos, the same for both" in text
 
 
 def test_two_losses_have_two_posteriors():
     trials = make_trials()
-    found = compare_trials(
-        trials,
-        trials,
-        au_names=NAMES,
-        posterior=LOSS.posterior,
-        second_posterior=torch.sigmoid,
-        resamples=100,
+    found = compare_reports(
+        *(
+            evaluate_trials(trials, au_names=NAMES, posterior=posterior, bootstrap=FEW)
+            for posterior in (LOSS.posterior, torch.sigmoid)
+        )
     )
     assert found.rows["raw at 0.5"]["all"].estimate == 0
     assert found.rows["posterior at 0.5"]["all"].estimate != 0
@@ -271,8 +275,8 @@ def test_the_shipped_calibration_is_what_its_record_says():
     assert (meant.probability, meant.note) == ("posterior", "these")
     assert dict(meant.posterior_options) == OPTIONS
     assert meant.smooths
-    # On its own trials it scores at least what the cross-fitted row does: that is the optimism.
-    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, resamples=100)
+    # On its own trials it scores at least what the cross-validated row does: that is the optimism.
+    report = evaluate_trials(trials, au_names=NAMES, posterior=LOSS.posterior, bootstrap=FEW)
     counts = AUCounts(NAMES)
     for trial in trials:
         active = meant.apply(LOSS.posterior(trial.logits), trial.timestamps).active
@@ -297,8 +301,11 @@ def test_the_fit_takes_the_options_of_the_loss_and_checks_them():
         posterior_options={**OPTIONS, "gamma_neg": per_unit.gamma_neg},
     )
     assert fitted.posterior_options["gamma_neg"] == (1.0, 2.0, 4.0)
-    assert fit_calibration(trials, au_names=NAMES, smoothing=False).smoothing == ()
-    causal = fit_calibration(trials, au_names=NAMES, smoothing_kind="exponential", widths=[0.2])
+    assert (
+        fit_calibration(trials, au_names=NAMES, options=FitOptions(smoothing=False)).smoothing == ()
+    )
+    exponential = FitOptions(smoothing_kind="exponential", windows=[0.2])
+    causal = fit_calibration(trials, au_names=NAMES, options=exponential)
     assert causal.is_causal
     assert causal.smoothing == (0.2,) * 3
     assert fit_calibration(trials[:1], au_names=NAMES).smoothing == ()
@@ -329,14 +336,6 @@ def trial(**changes):
         (lambda: evaluate_trials([trial()] * 2, au_names=["AU1"]), "'a' is there twice"),
         (lambda: evaluate_trials([trial()], au_names=NAMES), "has 1 columns; `au_names` names 3"),
         (
-            lambda: evaluate_trials([trial()], au_names=["AU1"], fit_on="posterior"),
-            '`fit_on="posterior"` needs `posterior`',
-        ),
-        (
-            lambda: evaluate_trials([trial()], au_names=["AU1"], fit_on="both"),
-            "`fit_on` must be one of",
-        ),
-        (
             lambda: fit_calibration([trial()], au_names=["AU1"], posterior=torch.sigmoid),
             "`posterior` needs `posterior_options`",
         ),
@@ -351,13 +350,11 @@ def trial(**changes):
             "describe another posterior than `posterior`: they differ by up to",
         ),
         (
-            lambda: compare_trials(make_trials(4), make_trials(6), au_names=NAMES, resamples=100),
+            lambda: compare(make_trials(4), make_trials(6)),
             "must hold the same videos",
         ),
         (
-            lambda: compare_trials(
-                make_trials(4), make_trials(4, hidden=False), au_names=NAMES, resamples=100
-            ),
+            lambda: compare(make_trials(4), make_trials(4, hidden=False)),
             "about different frames: all, seen, hidden against all",
         ),
     ],

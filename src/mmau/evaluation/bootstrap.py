@@ -1,4 +1,4 @@
-"""Intervals by resampling videos, for one system and for the difference between two."""
+"""Confidence intervals by resampling videos, for one system and for the difference between two."""
 
 from __future__ import annotations
 
@@ -17,16 +17,36 @@ CountsPerVideo: TypeAlias = "Sequence[AUCounts] | Mapping[str, AUCounts]"
 
 
 @dataclass(frozen=True)
+class BootstrapOptions:
+    """How videos are resampled.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    num_resamples: int = 2000
+    """Number of draws, at least 100."""
+    confidence: float = 0.95
+    """Share of the draws inside the interval, in (0, 1)."""
+    seed: int = 0
+    """Seed of the draws; the same seed gives the same interval."""
+
+    def __post_init__(self) -> None:
+        check_range("num_resamples", self.num_resamples, 100)
+        check_range("confidence", self.confidence, 0, 1, open_low=True, open_high=True)
+
+
+@dataclass(frozen=True)
 class Interval:
-    """An estimate with a percentile interval."""
+    """An estimate with a confidence interval, from the percentiles of a bootstrap by video."""
 
     estimate: float
     """The number itself, from all videos."""
     low: float
-    """Lower end."""
+    """Lower end; NaN with a single video."""
     high: float
-    """Upper end."""
-    level: float
+    """Upper end; NaN with a single video."""
+    confidence: float
     """Share of the resamples between the ends."""
     num_videos: int
     """How many videos were resampled."""
@@ -36,11 +56,7 @@ class Interval:
 
 
 def bootstrap_by_video(
-    counts_per_video: CountsPerVideo,
-    *,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    counts_per_video: CountsPerVideo, options: BootstrapOptions = BootstrapOptions()
 ) -> Interval:
     """Estimate how much the pooled mean F1 depends on which videos were drawn.
 
@@ -55,16 +71,13 @@ def bootstrap_by_video(
     Args:
         counts_per_video: One `AUCounts` per video (per subject, where there are several videos of
             one), of the same Action Units.
-        num_resamples: Number of draws, at least 100.
-        level: Share of the draws inside the interval, in (0, 1).
-        seed: Start of the draws; the same seed gives the same interval.
+        options: Number of draws, confidence and seed.
 
     Returns:
         Mean F1 with its interval.
 
     Raises:
-        ValueError: With fewer than two videos, with different Action Units, or if an option is out
-            of range.
+        ValueError: With fewer than two videos, or with different Action Units.
 
     Examples:
         >>> import torch
@@ -73,59 +86,25 @@ def bootstrap_by_video(
         0.667 [0.000, 1.000]
     """
     table = _table(counts_per_video)
-    scores = _resampled_f1(table, _weights(len(table), num_resamples, seed)).nanmean(-1)
     estimate = float(f1_of_counts(table.sum(0)).nanmean())
-    return _interval(estimate, scores, level, len(table))
+    return _interval(estimate, _resampled_f1(table, options).nanmean(-1), len(table), options)
 
 
 def bootstrap_per_au_by_video(
-    counts_per_video: CountsPerVideo,
-    *,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    counts_per_video: Mapping[str, AUCounts], options: BootstrapOptions
 ) -> dict[str, Interval]:
-    """Estimate how much the pooled F1 of each Action Unit depends on which videos were drawn.
-
-    As `bootstrap_by_video`, one interval per Action Unit. A rare one occurs in few videos, so its
-    interval is wide however many frames there are.
-
-    Args:
-        counts_per_video: One `AUCounts` per video, of the same Action Units.
-        num_resamples: Number of draws, at least 100.
-        level: Share of the draws inside the interval, in (0, 1).
-        seed: Start of the draws; the draws are those of `bootstrap_by_video`.
-
-    Returns:
-        Name to F1 with its interval; NaN for Action Units without positives.
-
-    Raises:
-        ValueError: As `bootstrap_by_video`.
-
-    Examples:
-        >>> import torch
-        >>> one = torch.ones(1, 1)
-        >>> videos = [AUCounts(["AU1"]).update(p * one, one) for p in (0.9, 0.1)]
-        >>> print(bootstrap_per_au_by_video(videos)["AU1"])
-        0.667 [0.000, 1.000]
-    """
-    videos = _videos(counts_per_video)
+    """Return name to F1 of each Action Unit, from the draws of `bootstrap_by_video`."""
     table = _table(counts_per_video)
-    scores = _resampled_f1(table, _weights(len(table), num_resamples, seed))
-    estimates = f1_of_counts(table.sum(0)).tolist()
+    estimates, scores = f1_of_counts(table.sum(0)).tolist(), _resampled_f1(table, options)
+    names = next(iter(counts_per_video.values())).au_names
     return {
-        name: _interval(estimates[c], scores[:, c], level, len(table))
-        for c, name in enumerate(videos[0].au_names)
+        name: _interval(estimates[c], scores[:, c], len(table), options)
+        for c, name in enumerate(names)
     }
 
 
 def paired_bootstrap_by_video(
-    first: CountsPerVideo,
-    second: CountsPerVideo,
-    *,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: CountsPerVideo, second: CountsPerVideo, options: BootstrapOptions = BootstrapOptions()
 ) -> Interval:
     """Estimate the difference in mean F1 between two systems on the same videos, first - second.
 
@@ -136,9 +115,7 @@ def paired_bootstrap_by_video(
     Args:
         first: One `AUCounts` per video, as a mapping by name or in an order shared with `second`.
         second: The same of the other system.
-        num_resamples: Number of draws, at least 100.
-        level: Share of the draws inside the interval, in (0, 1).
-        seed: Start of the draws.
+        options: Number of draws, confidence and seed.
 
     Returns:
         Difference of the mean F1 with its interval.
@@ -166,37 +143,27 @@ def paired_bootstrap_by_video(
             )
         second = {name: second[name] for name in first}
     tables = _table(first), _table(second)
-    positives, labelled = ([f(table) for table in tables] for f in (_positives, _labelled))
     if tables[0].shape != tables[1].shape:
         raise ValueError(
             f"`first` and `second` must hold the same videos and Action Units; got "
             f"{tuple(tables[0].shape[:2])} and {tuple(tables[1].shape[:2])}."
         )
+    positives = [table[..., 0] + table[..., 2] for table in tables]
+    labelled = [table.sum(-1) for table in tables]
     if not (torch.equal(*positives) and torch.equal(*labelled)):
         raise ValueError("`first` and `second` were not counted against the same labels.")
-    weights = _weights(len(tables[0]), num_resamples, seed)
-    scores = [_resampled_f1(table, weights).nanmean(-1) for table in tables]
     estimates = [float(f1_of_counts(table.sum(0)).nanmean()) for table in tables]
-    return _interval(estimates[0] - estimates[1], scores[0] - scores[1], level, len(tables[0]))
+    scores = [_resampled_f1(table, options).nanmean(-1) for table in tables]
+    difference = scores[0] - scores[1]
+    return _interval(estimates[0] - estimates[1], difference, len(tables[0]), options)
 
 
-def _positives(table: Tensor) -> Tensor:
-    return table[..., 0] + table[..., 2]
-
-
-def _labelled(table: Tensor) -> Tensor:
-    return table.sum(-1)
-
-
-def _videos(counts_per_video: CountsPerVideo) -> list[AUCounts]:
-    if isinstance(counts_per_video, Mapping):
-        return list(counts_per_video.values())
-    return list(counts_per_video)
-
-
+# -------------------------------------------------------------------------------------- internals
 def _table(counts_per_video: CountsPerVideo) -> Tensor:
     """`(v, c, 4)` float64; exact, since counts are far below 2**53."""
-    videos = _videos(counts_per_video)
+    if isinstance(counts_per_video, Mapping):
+        counts_per_video = list(counts_per_video.values())
+    videos = counts_per_video
     if len(videos) < 2:
         raise ValueError(f"an interval by video needs at least 2 videos; got {len(videos)}.")
     if len({video.au_names for video in videos}) > 1:
@@ -204,22 +171,20 @@ def _table(counts_per_video: CountsPerVideo) -> Tensor:
     return torch.stack([video.counts for video in videos]).double()
 
 
-def _weights(num_videos: int, num_resamples: int, seed: int) -> Tensor:
-    """`(r, v)`: how often each resample drew each video."""
-    check_range("num_resamples", num_resamples, 100)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=num_resamples)
-    return torch.from_numpy(drawn).double()
-
-
-def _resampled_f1(table: Tensor, weights: Tensor) -> Tensor:
+def _resampled_f1(table: Tensor, options: BootstrapOptions) -> Tensor:
     """`(r, c)`; NaN where an Action Unit has no positives in a resample."""
-    pooled = weights @ table.flatten(1)
+    num_videos = len(table)
+    rng = np.random.default_rng(options.seed)
+    share = np.full(num_videos, 1 / num_videos)
+    drawn = rng.multinomial(num_videos, share, size=options.num_resamples)
+    pooled = torch.from_numpy(drawn).double() @ table.flatten(1)
     return f1_of_counts(pooled.reshape(-1, *table.shape[1:]))
 
 
-def _interval(estimate: float, scores: Tensor, level: float, num_videos: int) -> Interval:
-    check_range("level", level, 0, 1, open_low=True, open_high=True)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=scores.dtype)
+def _interval(
+    estimate: float, scores: Tensor, num_videos: int, options: BootstrapOptions
+) -> Interval:
+    confidence = options.confidence
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=scores.dtype)
     low, high = scores.nanquantile(ends).tolist()
-    return Interval(estimate, low, high, level, num_videos)
+    return Interval(estimate, low, high, confidence, num_videos)

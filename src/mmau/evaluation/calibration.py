@@ -14,13 +14,14 @@ from torch import Tensor
 from mmau._checks import check_choice, check_range, check_shapes, did_you_mean
 from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
+from mmau.evaluation.counts import check_names
 from mmau.evaluation.smoothing import (
     SMOOTHING_KINDS,
     TIME_UNITS,
     ExponentialSmoother,
     SmoothingKind,
     TimeUnit,
-    check_widths,
+    check_windows,
     smooth,
 )
 
@@ -57,16 +58,15 @@ class Calibration:
     Args:
         au_names: Names of the columns.
         thresholds: Smallest probability that counts as active, per Action Unit, in [0, 1].
-        smoothing: Width of the smoothing per Action Unit, 0 for none; empty for none at all.
+        smoothing: Smoothing window per Action Unit, 0 for none; empty for none at all.
         note: Which data the numbers were chosen on, in words.
         smoothing_kind: `"mean"`, `"median"` or `"exponential"`; see `smooth`.
-        smoothing_unit: What the widths count, `"seconds"` or `"frames"`.
+        smoothing_unit: What the windows count, `"seconds"` or `"frames"`.
         max_gap: Longest time between two frames that are smoothed together, in seconds.
         probability: `"raw"` or `"posterior"`.
-        posterior_options: What `mmau.functional.asymmetric_loss` needs to compute the
+        posterior_options: What `mmau.functional.asymmetric_posterior` needs to compute the
             posterior: `gamma_pos`, `gamma_neg`, `margin`, `pos_weight`, one number or one per
-            Action Unit, and `detach_focus`. Empty if `probability`
-            is `"raw"`, or if whoever loads the record knows.
+            Action Unit, and `detach_focus`. Empty if `probability` is `"raw"`.
 
     Raises:
         ValueError: If the lengths differ or a number is out of range.
@@ -97,22 +97,18 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("au_names", "thresholds", "smoothing"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        count = len(self.au_names)
-        if count == 0 or len(set(self.au_names)) != count:
-            raise ValueError(
-                f"`au_names` must be at least one name, each once; got {self.au_names}."
-            )
+        count = len(check_names(self.au_names))
         if len(self.thresholds) != count:
             raise ValueError(f"`thresholds` must be {count} numbers; got {len(self.thresholds)}.")
         if len(self.smoothing) not in (0, count):
             raise ValueError(
-                f"`smoothing` must be {count} widths or none; got {len(self.smoothing)}."
+                f"`smoothing` must be {count} windows or none; got {len(self.smoothing)}."
             )
         for threshold in self.thresholds:
             check_range("thresholds", threshold, 0, 1)
         check_choice("smoothing_kind", self.smoothing_kind, SMOOTHING_KINDS)
         check_choice("smoothing_unit", self.smoothing_unit, TIME_UNITS)
-        check_widths("smoothing", self.smoothing, self.smoothing_kind, self.smoothing_unit)
+        check_windows("smoothing", self.smoothing, self.smoothing_kind, self.smoothing_unit)
         check_range("max_gap", self.max_gap, 0, float("inf"), open_low=True, open_high=True)
         check_choice("probability", self.probability, ("raw", "posterior"))
         self._check_posterior_options()
@@ -150,7 +146,7 @@ class Calibration:
     @property
     def smooths(self) -> bool:
         """Whether any Action Unit is smoothed."""
-        return any(width > 0 for width in self.smoothing)
+        return any(window > 0 for window in self.smoothing)
 
     @property
     def is_causal(self) -> bool:
@@ -164,8 +160,8 @@ class Calibration:
             prob: `(t, c)`, probability in [0, 1], of the kind that `probability` names.
             timestamps: `(t)`, seconds, in the order of the frames.
             valid: `(t)`, bool, True where the frame has a probability; all if left out. The models
-                of this library predict every frame, from the sound where no face is seen, and
-                `mmau.evaluation` smooths over all of them: leave it out for the same.
+                of this library predict every frame, from audio where no face is found, and
+                `evaluate_trials` smooths over all of them: leave it out for the same.
 
         Returns:
             `(t, c)`; a copy if nothing is to be smoothed.
@@ -198,11 +194,11 @@ class Calibration:
         if not self.is_causal:
             raise ValueError(
                 f"a {self.smoothing_kind} looks ahead, so a stream cannot be smoothed with it: "
-                'choose the widths again with `smoothing_kind="exponential"`, or leave the '
-                "smoothing out."
+                'choose the windows again with `FitOptions(smoothing_kind="exponential")`, or '
+                "leave the smoothing out."
             )
-        widths = self.smoothing or (0.0,) * len(self.au_names)
-        return ExponentialSmoother(widths, unit=self.smoothing_unit, max_gap=self.max_gap)
+        windows = self.smoothing or (0.0,) * len(self.au_names)
+        return ExponentialSmoother(windows, unit=self.smoothing_unit, max_gap=self.max_gap)
 
     def decide(self, prob: Tensor) -> Tensor:
         """Compare probabilities with the thresholds.
@@ -244,7 +240,10 @@ class Calibration:
         Args:
             path: File to write; an older one is replaced.
         """
-        write_record(path, {name: getattr(self, name) for name in self.__dataclass_fields__})
+        content = {name: getattr(self, name) for name in KEYS}
+        text = json.dumps({"format": FORMAT, **content}, indent=2, allow_nan=False) + "\n"
+        with atomic_write(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -260,30 +259,17 @@ class Calibration:
             FileNotFoundError: If there is no such file.
             ValueError: If it is not a calibration, has an unknown or missing key, or a wrong value.
         """
-        content = read_record(path)
+        path = Path(path)
+        content = _read(path)
         try:
             return cls(**content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
+# -------------------------------------------------------------------------------------- the file
 FAMILY = "mmau.calibration/"
 FORMAT = FAMILY + "2"
-KEYS_OF_FORMAT = {
-    FAMILY + "1": ("au_names", "thresholds", "smoothing", "note"),
-    FORMAT: (
-        "au_names",
-        "thresholds",
-        "smoothing",
-        "note",
-        "smoothing_kind",
-        "smoothing_unit",
-        "max_gap",
-        "probability",
-        "posterior_options",
-    ),
-}
-"""Every format that can be read. What an older one lacks has the meaning of the default."""
 
 
 def _is_number(value: object) -> bool:
@@ -292,7 +278,7 @@ def _is_number(value: object) -> bool:
 
 
 def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(_is_number(item) for item in value)
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _are_names(value: object) -> bool:
@@ -305,40 +291,26 @@ def _are_options(value: object) -> bool:
     )
 
 
-KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+_NUMBERS = ("a list of numbers", _are_numbers)
+_TEXT = ("text", lambda value: isinstance(value, str))
+KEYS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "au_names": ("a list of names", _are_names),
-    "thresholds": ("a list of numbers", _are_numbers),
-    "smoothing": ("a list of numbers", _are_numbers),
-    "note": ("text", lambda value: isinstance(value, str)),
-    "smoothing_kind": ("text", lambda value: isinstance(value, str)),
-    "smoothing_unit": ("text", lambda value: isinstance(value, str)),
+    "thresholds": _NUMBERS,
+    "smoothing": _NUMBERS,
+    "note": _TEXT,
+    "smoothing_kind": _TEXT,
+    "smoothing_unit": _TEXT,
     "max_gap": ("a number", _is_number),
-    "probability": ("text", lambda value: isinstance(value, str)),
+    "probability": _TEXT,
     "posterior_options": ("names with numbers", _are_options),
 }
+"""What the file holds: the fields of `Calibration`, and of which type."""
+KEYS_OF_FORMAT = {FAMILY + "1": tuple(KEYS)[:4], FORMAT: tuple(KEYS)}
+"""Every format that can be read. What an older one lacks has the meaning of the default."""
 
 
-def write_record(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write as JSON; the file is complete or absent."""
-    text = json.dumps({"format": FORMAT, **content}, indent=2, allow_nan=False) + "\n"
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Read and check a file of any format that was ever written.
-
-    Args:
-        path: File to read.
-
-    Returns:
-        Its keys and values without the format, of the right types.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a calibration, has an unknown or missing key, or a wrong type.
-    """
-    path = Path(path)
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of any format that was ever written; keys and types are checked."""
     if not path.is_file():
         raise FileNotFoundError(f"no such calibration file: {path}")
     try:
@@ -360,7 +332,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     for key in keys:
         if key not in content:
             raise ValueError(f"{path} lacks the key {key!r}.")
-        expected, fits = KINDS[key]
+        expected, fits = KEYS[key]
         if not fits(content[key]):
             raise ValueError(f"{path}: {key!r} must be {expected}; got {content[key]!r}.")
     return content

@@ -1,10 +1,10 @@
-"""Exact, mergeable counts of decisions, and the scores of nothing to compare them with."""
+"""Exact, mergeable counts of decisions, and the scores of trivial predictors beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy.typing as npt
 import torch
@@ -17,10 +17,19 @@ ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 """A tensor or a numpy array."""
 
 
-def scores_and_labels(
-    prob: ArrayLike, target: ArrayLike, num_columns: int | None
-) -> tuple[Tensor, Tensor]:
-    """Check and flatten to `(n, c)`, scores as float64 so that thresholds compare exactly."""
+class Labelled(NamedTuple):
+    """Scores and labels of any leading axes, checked and flattened, on one device."""
+
+    scores: Tensor
+    """`(n, c)`, float64, so that thresholds compare exactly."""
+    positive: Tensor
+    """`(n, c)`, bool: labelled 1."""
+    known: Tensor
+    """`(n, c)`, bool: labelled 0 or 1, neither -1 nor NaN."""
+
+
+def check_scores(prob: ArrayLike, target: ArrayLike, num_columns: int | None = None) -> Labelled:
+    """Check probabilities and labels, as every function of this package that takes them does."""
     scores, labels = torch.as_tensor(prob).detach(), torch.as_tensor(target).detach()
     expected = "(..., c)" if num_columns is None else f"(..., {num_columns})"
     if scores.dim() == 0 or (num_columns is not None and scores.shape[-1] != num_columns):
@@ -32,7 +41,8 @@ def scores_and_labels(
         )
     scores = scores.reshape(-1, scores.shape[-1]).double()
     labels = labels.reshape(scores.shape).to(scores.device)
-    known = (labels == 0) | (labels == 1)
+    positive = labels == 1
+    known = positive | (labels == 0)
     other = ~(known | (labels == -1) | labels.isnan())
     if bool(other.any()):
         raise ValueError(
@@ -50,29 +60,7 @@ def scores_and_labels(
             f"`prob` must be in [0, 1]; got values from {float(seen.amin()):g} to "
             f"{float(seen.amax()):g}. Are these logits?"
         )
-    return scores, labels
-
-
-def sum_over_processes(
-    counts: Tensor, au_names: tuple[str, ...], group: dist.ProcessGroup | None
-) -> Tensor:
-    """Add up int64 counts over all processes; a copy where there is only this one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts.clone()
-    mine = (au_names, tuple(counts.shape))
-    everywhere: list[object] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everywhere, mine, group=group)
-    for rank, other in enumerate(everywhere):
-        if other != everywhere[0]:
-            raise ValueError(
-                f"all processes must count the same Action Units; process 0 counts "
-                f"{everywhere[0]}, process {rank} {other}."
-            )
-    # NCCL adds on its own GPU only.
-    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-    summed = counts.to(device, copy=True)
-    dist.all_reduce(summed, group=group)
-    return summed.cpu()
+    return Labelled(scores, positive, known)
 
 
 class AUCounts:
@@ -98,9 +86,11 @@ class AUCounts:
     """
 
     def __init__(self, au_names: Sequence[str] | int = AU_NAMES) -> None:
-        names = check_names(au_names)
-        self.au_names: tuple[str, ...] = names
-        self.counts = torch.zeros(len(names), 4, dtype=torch.int64)
+        if isinstance(au_names, str):
+            raise TypeError(f"`au_names` must be a list of names or a number; got {au_names!r}.")
+        names = map(str, range(au_names)) if isinstance(au_names, int) else au_names
+        self.au_names = check_names(names)
+        self.counts = torch.zeros(len(self.au_names), 4, dtype=torch.int64)
         """`(c, 4)`: true positives, false positives, false negatives, true negatives."""
 
     def __repr__(self) -> str:
@@ -129,8 +119,8 @@ class AUCounts:
             ValueError: If shapes differ, a labelled probability is NaN or outside [0, 1], or a
                 label is anything else.
         """
-        prob, target = scores_and_labels(prob, target, len(self.au_names))
-        limit = torch.as_tensor(threshold, dtype=torch.float64, device=prob.device)
+        scores, positive, known = check_scores(prob, target, len(self.au_names))
+        limit = torch.as_tensor(threshold, dtype=torch.float64, device=scores.device)
         if limit.dim() and limit.shape != (len(self.au_names),):
             raise ValueError(
                 f"`threshold` must be one number or one per Action Unit, ({len(self.au_names)},); "
@@ -138,7 +128,7 @@ class AUCounts:
             )
         if bool(limit.isnan().any()):
             raise ValueError("`threshold` must not be NaN.")
-        predicted, positive, negative = prob >= limit, target == 1, target == 0
+        predicted, negative = scores >= limit, known & ~positive
         cells = (predicted & positive, predicted & negative, ~predicted & positive)
         columns = [cell.sum(0) for cell in (*cells, ~predicted & negative)]
         self.counts += torch.stack(columns, dim=-1).cpu()
@@ -180,7 +170,21 @@ class AUCounts:
             ValueError: If the processes count different Action Units.
         """
         total = AUCounts(self.au_names)
-        total.counts = sum_over_processes(self.counts, self.au_names, group)
+        if not (dist.is_available() and dist.is_initialized()):
+            return total.merge(self)
+        names: list[object] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(names, self.au_names, group=group)
+        for rank, other in enumerate(names):
+            if other != names[0]:
+                raise ValueError(
+                    f"all processes must count the same Action Units; process 0 counts "
+                    f"{names[0]}, process {rank} {other}."
+                )
+        # NCCL adds on its own GPU only.
+        device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+        summed = self.counts.to(device, copy=True)
+        dist.all_reduce(summed, group=group)
+        total.counts = summed.cpu()
         return total
 
     @property
@@ -219,37 +223,18 @@ class AUCounts:
         """Return recall, `(c)`, float64; NaN for Action Units without positives."""
         return self.counts[:, 0].double() / self.num_positive.double()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return counts and scores as plain numbers, `None` where there is no score, for JSON."""
-        columns = {
-            "f1": self.f1(),
-            "precision": self.precision(),
-            "recall": self.recall(),
-            "positives": self.num_positive,
-            "labelled": self.num_labelled,
-        }
-        per_unit = {
-            name: {key: _plain(column[i].item()) for key, column in columns.items()}
-            for i, name in enumerate(self.au_names)
-        }
-        return {
-            "mean_f1": _plain(self.mean_f1()),
-            "without_positives": list(self.without_positives),
-            "per_au": per_unit,
-        }
-
 
 @dataclass(frozen=True)
-class TrivialFloors:
-    """What a system that looks at nothing scores; NaN for Action Units without positives."""
+class TrivialBaselines:
+    """F1 of predictors that see no input; NaN for Action Units without positives."""
 
     au_names: tuple[str, ...]
     """Names of the columns."""
     all_ones: Tensor
     """`(c)`, F1 of predicting 1 everywhere: 2r / (1 + r) at a positive rate r."""
     prevalence_random: Tensor
-    """`(c)`, F1 of tossing a coin that falls on 1 at the positive rate: r. Also the average
-    precision of a random ranking."""
+    """`(c)`, F1 of predicting 1 at random at the positive rate: r. Also the average precision of a
+    random ranking."""
 
     @property
     def mean_all_ones(self) -> float:
@@ -258,27 +243,29 @@ class TrivialFloors:
 
     @property
     def mean_prevalence_random(self) -> float:
-        """Mean F1 of tossing coins."""
+        """Mean F1 of predicting at random."""
         return float(self.prevalence_random.nanmean())
 
 
-def trivial_floors(target: ArrayLike, au_names: Sequence[str] | int | None = None) -> TrivialFloors:
-    """Score the systems that look at nothing, to be printed beside every result.
+def trivial_baselines(
+    target: ArrayLike, au_names: Sequence[str] | int | None = None
+) -> TrivialBaselines:
+    """Score predictors that see no input, to be printed beside every result.
 
     Args:
         target: `(..., c)`, labels of everything that is scored: 1, 0, or -1 or NaN.
         au_names: Names of the columns; those of Aff-Wild2 if there are twelve, else numbers.
 
     Returns:
-        The floors per Action Unit and their means.
+        F1 per Action Unit and its means.
 
     Raises:
         ValueError: If a label is anything else, or the number of names is not c.
 
     Examples:
         >>> import torch
-        >>> floors = trivial_floors(torch.tensor([[1], [0], [0], [0], [-1]]))
-        >>> floors.mean_all_ones, floors.mean_prevalence_random
+        >>> baselines = trivial_baselines(torch.tensor([[1], [0], [0], [0], [-1]]))
+        >>> baselines.mean_all_ones, baselines.mean_prevalence_random
         (0.4, 0.25)
     """
     labels = torch.as_tensor(target)
@@ -290,7 +277,7 @@ def trivial_floors(target: ArrayLike, au_names: Sequence[str] | int | None = Non
     counts = AUCounts(au_names).update(torch.ones(labels.shape, device=labels.device), labels)
     rate = counts.num_positive.double() / counts.num_labelled.double()
     rate = torch.where(counts.num_positive > 0, rate, torch.nan)
-    return TrivialFloors(counts.au_names, all_ones=counts.f1(), prevalence_random=rate)
+    return TrivialBaselines(counts.au_names, all_ones=counts.f1(), prevalence_random=rate)
 
 
 # -------------------------------------------------------------------------------------- internals
@@ -300,15 +287,9 @@ def f1_of_counts(counts: Tensor) -> Tensor:
     return torch.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), torch.nan)
 
 
-def check_names(au_names: Sequence[str] | int) -> tuple[str, ...]:
-    """Read names of columns, or their number, as a tuple of names."""
-    if isinstance(au_names, str):
-        raise TypeError(f"`au_names` must be a list of names or a number; got {au_names!r}.")
-    names = tuple(str(i) for i in range(au_names)) if isinstance(au_names, int) else tuple(au_names)
+def check_names(au_names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of columns as a tuple; at least one, each once."""
+    names = tuple(au_names)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"`au_names` must be at least one name, each once; got {names}.")
     return names
-
-
-def _plain(number: float) -> float | None:
-    return None if number != number else number

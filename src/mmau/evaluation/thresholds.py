@@ -1,28 +1,93 @@
-"""Thresholds with the highest F1, exactly; drawn towards a default where they rest on little."""
+"""Thresholds and smoothing windows with the highest F1, and their cross-validation by video.
+
+The search for thresholds is exact. The search for windows tries many thresholds per window and
+fold, so it looks at multiples of 1/1024 only: then a fold is a histogram, and several are its sum.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmau._checks import check_range, check_shapes
+from mmau._checks import check_choice, check_range
+from mmau.evaluation.counts import ArrayLike, check_scores, f1_of_counts
+from mmau.evaluation.ranking import bin_cells
+from mmau.evaluation.smoothing import (
+    SMOOTHING_KINDS,
+    TIME_UNITS,
+    SmoothingKind,
+    TimeUnit,
+    check_windows,
+    smooth,
+)
 
-SHRINKAGE = 2.0
-"""How many videos the default threshold is worth, unless something else is said."""
 
-# A threshold of exactly 0 or 1 has no log-odds.
-CERTAIN = 1e-6
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    r"""How thresholds and smoothing are chosen on annotated videos.
+
+    A threshold that was chosen on few videos is drawn towards `default`:
+
+    $$
+    \text{logit}(\tau') = \frac{v}{v + s} \text{logit}(\tau) + \frac{s}{v + s} \text{logit}(\tau_0)
+    $$
+
+    with v the number of videos in which the Action Unit occurs, s the `shrinkage` and $\tau_0$ the
+    default. Frames do not count: a smile of a thousand frames is one observation of where to cut.
+    With v = s the threshold lies halfway (in log-odds); with v = 0 it is the default. An Action
+    Unit that occurs in a hundred videos hardly moves.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Examples:
+        >>> FitOptions(smoothing_kind="exponential").windows  # time constants, in seconds
+        (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+    """
+
+    smoothing: bool = True
+    """Whether probabilities are smoothed before the threshold."""
+    smoothing_kind: SmoothingKind = "mean"
+    """`"mean"`, `"median"`, or `"exponential"` for live streams; see `smooth`."""
+    smoothing_unit: TimeUnit = "seconds"
+    """What the windows count, `"seconds"` or `"frames"`."""
+    windows: tuple[float, ...] = (0.0, 0.2, 0.5, 1.0, 2.0, 4.0)
+    """Smoothing windows to choose from, for each Action Unit."""
+    max_gap: float = 0.5
+    """Longest time between two frames that are smoothed together, in seconds."""
+    default: float = 0.5
+    """Threshold to draw towards, in (0, 1), and that of an Action Unit without positives."""
+    shrinkage: float = 2.0
+    """How many videos the default is worth, at least 0."""
+    num_folds: int = 5
+    """Folds of the cross-validation, at least 2; with fewer videos, one fold per video."""
+    seed: int = 0
+    """Seed of the split into folds; the same seed and names give the same folds."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(sorted({float(one) for one in self.windows})))
+        if not self.windows:
+            raise ValueError("`windows` must hold at least one smoothing window; got none.")
+        check_choice("smoothing_kind", self.smoothing_kind, SMOOTHING_KINDS)
+        check_choice("smoothing_unit", self.smoothing_unit, TIME_UNITS)
+        check_windows("windows", self.windows, self.smoothing_kind, self.smoothing_unit)
+        check_range("max_gap", self.max_gap, 0, float("inf"), open_low=True, open_high=True)
+        check_range("default", self.default, 0, 1, open_low=True, open_high=True)
+        check_range("shrinkage", self.shrinkage, 0, float("inf"), open_high=True)
+        check_range("num_folds", self.num_folds, 2)
 
 
-def best_thresholds(prob: Tensor, target: Tensor, *, default: float = 0.5) -> Tensor:
+def best_thresholds(prob: ArrayLike, target: ArrayLike, *, default: float = 0.5) -> Tensor:
     """Find the thresholds with the highest F1, exactly, among all that make a difference.
 
     A threshold lies halfway between two neighbouring scores, or at the lowest score; of equally
     good ones the highest wins. On the data it was found on, its F1 is optimistic: score with
-    `cross_fitted_predictions`.
+    `evaluate_trials`.
 
     Args:
         prob: `(..., c)`, probability in [0, 1].
@@ -33,8 +98,7 @@ def best_thresholds(prob: Tensor, target: Tensor, *, default: float = 0.5) -> Te
         `(c)`, float64, for decisions `prob >= threshold`.
 
     Raises:
-        ValueError: If the shapes differ, a labelled probability is NaN or outside [0, 1], a label
-            is anything else, or `default` is outside [0, 1].
+        ValueError: As `AUCounts.update`, or if `default` is outside [0, 1].
 
     Examples:
         >>> import torch
@@ -42,22 +106,10 @@ def best_thresholds(prob: Tensor, target: Tensor, *, default: float = 0.5) -> Te
         >>> best_thresholds(prob, torch.tensor([[0], [1], [1], [0]]))
         tensor([0.1500], dtype=torch.float64)
     """
-    check_shapes(prob=(prob, "... c"), target=(target, "... c"))
     check_range("default", default, 0, 1)
-    if prob.shape != target.shape:
-        raise ValueError(
-            f"`prob` and `target` must have the same shape; got {tuple(prob.shape)} and "
-            f"{tuple(target.shape)}."
-        )
-    scores = prob.detach().reshape(-1, prob.shape[-1]).double()
-    labels = target.detach().reshape(scores.shape)
-    known = (labels == 0) | (labels == 1)
-    if not bool((known | (labels == -1) | labels.isnan()).all()):
-        raise ValueError("`target` must be 0 or 1, or -1 or NaN for no label.")
-    if not bool(((scores >= 0) & (scores <= 1))[known].all()):
-        raise ValueError("`prob` must be in [0, 1], and not NaN, wherever there is a label.")
+    scores, positive, known = check_scores(prob, target)
     found = [
-        _best_threshold(scores[known[:, c], c], labels[known[:, c], c] == 1, default)
+        _best_threshold(scores[known[:, c], c], positive[known[:, c], c], default)
         for c in range(scores.shape[-1])
     ]
     return torch.tensor(found, dtype=torch.float64)
@@ -82,229 +134,185 @@ def _best_threshold(scores: Tensor, positive: Tensor, default: float) -> float:
     return middle if below < middle <= above else above
 
 
-def shrink_thresholds(
-    thresholds: Tensor,
-    num_groups: Tensor,
-    *,
-    default: float = 0.5,
-    shrinkage: float = SHRINKAGE,
-) -> Tensor:
-    r"""Draw thresholds towards a default, the more the fewer videos they were chosen on.
-
-    $$
-    \text{logit}(\tau') = \frac{v}{v + s} \text{logit}(\tau) + \frac{s}{v + s} \text{logit}(\tau_0)
-    $$
-
-    with v the number of videos in which the Action Unit occurs, s the `shrinkage` and $\tau_0$ the
-    default. Frames do not count: a smile of a thousand frames is one observation of where to cut.
-    With v = s the threshold lies halfway (in log-odds); with v = 0 it is the default; with s = 0
-    nothing is shrunk. An Action Unit that occurs in a hundred videos hardly moves.
-
-    Args:
-        thresholds: `(c)`, in [0, 1].
-        num_groups: `(c)`, videos with at least one frame labelled 1, per Action Unit.
-        default: Threshold to draw towards, in (0, 1).
-        shrinkage: Videos that the default is worth, at least 0.
-
-    Returns:
-        `(c)`, float64, in [0, 1].
-
-    Raises:
-        ValueError: If shapes differ or a number is out of range.
-
-    Examples:
-        >>> import torch
-        >>> shrink_thresholds(torch.tensor([0.2, 0.2]), torch.tensor([2, 200]))  # odds 1/4 -> 1/2
-        tensor([0.3333, 0.2022], dtype=torch.float64)
-    """
-    check_shapes(thresholds=(thresholds, "c"), num_groups=(num_groups, "c"))
-    check_range("default", default, 0, 1, open_low=True, open_high=True)
-    check_range("shrinkage", shrinkage, 0, float("inf"), open_high=True)
-    if not bool(((thresholds >= 0) & (thresholds <= 1)).all()):
-        raise ValueError(f"`thresholds` must be in [0, 1]; got {thresholds.tolist()}.")
-    if not bool((num_groups >= 0).all()):
-        raise ValueError(f"`num_groups` must not be negative; got {num_groups.tolist()}.")
+# -------------------------------------------------------------------------------------- internals
+def shrink_thresholds(thresholds: Tensor, num_groups: Tensor, options: FitOptions) -> Tensor:
+    """Draw thresholds `(c)`, each chosen on so many groups of videos, towards the default."""
     thresholds, count = thresholds.double(), num_groups.double()
-    if shrinkage == 0:
-        return torch.where(count > 0, thresholds, default)
-    share = count / (count + shrinkage)
-    start = torch.tensor(default, dtype=torch.float64).logit()
-    logits = thresholds.clamp(CERTAIN, 1 - CERTAIN).logit()
+    if options.shrinkage == 0:
+        return torch.where(count > 0, thresholds, options.default)
+    share = count / (count + options.shrinkage)
+    start = torch.tensor(options.default, dtype=torch.float64).logit()
+    # A threshold of exactly 0 or 1 has no log-odds.
+    logits = thresholds.clamp(1e-6, 1 - 1e-6).logit()
     return (share * logits + (1 - share) * start).sigmoid()
 
 
 def fit_thresholds(
     probs: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
-    *,
-    groups: Mapping[str, str] | None = None,
-    default: float = 0.5,
-    shrinkage: float = SHRINKAGE,
+    groups: Mapping[str, str],
+    options: FitOptions,
 ) -> Tensor:
-    """Choose thresholds on all given videos: what a checkpoint ships, not what a table reports.
-
-    `best_thresholds` over all frames, then `shrink_thresholds` by the number of videos in which an
-    Action Unit occurs.
-
-    Args:
-        probs: Video (trial) name to `(t, c)` probabilities in [0, 1].
-        targets: The same names to `(t, c)` labels, 1, 0, or -1 or NaN.
-        groups: Name to what counts as one video. Each name is its own group if left out.
-        default: Threshold to draw towards, in (0, 1).
-        shrinkage: Videos that the default is worth; 0 for none.
-
-    Returns:
-        `(c)`, float64.
-
-    Raises:
-        ValueError: If there is no video, and as `best_thresholds` and `shrink_thresholds`.
-
-    Examples:
-        >>> import torch
-        >>> probs = {"a": torch.tensor([[0.1], [0.3]])}
-        >>> fit_thresholds(probs, {"a": torch.tensor([[0], [1]])}, shrinkage=0)
-        tensor([0.2000], dtype=torch.float64)
-        >>> fit_thresholds(probs, {"a": torch.tensor([[0], [1]])})  # one video against two
-        tensor([0.3865], dtype=torch.float64)
-    """
-    if not probs:
-        raise ValueError("`probs` must hold at least one video; got none.")
-    prob = torch.cat([probs[name] for name in probs])
+    """Choose thresholds `(c)` on all of some videos; `targets` and `groups` may hold more."""
+    prob = torch.cat(list(probs.values()))
     target = torch.cat([targets[name] for name in probs])
-    best = best_thresholds(prob, target, default=default)
-    count = num_positive_groups({name: targets[name] for name in probs}, groups)
-    return shrink_thresholds(best, count, default=default, shrinkage=shrinkage)
+    best = best_thresholds(prob, target, default=options.default)
+    return shrink_thresholds(best, num_positive_groups(probs, targets, groups), options)
 
 
 def num_positive_groups(
-    targets: Mapping[str, Tensor], groups: Mapping[str, str] | None = None
+    names: Collection[str], targets: Mapping[str, Tensor], groups: Mapping[str, str]
 ) -> Tensor:
     """Count the groups of videos in which each Action Unit is labelled 1 at least once."""
     occurs: dict[str, Tensor] = {}
-    for name, target in targets.items():
-        group = name if groups is None else groups[name]
-        here = (target == 1).any(0).cpu()
-        occurs[group] = occurs[group] | here if group in occurs else here
+    for name in names:
+        here = (targets[name] == 1).any(0).cpu()
+        occurs[groups[name]] = occurs.get(groups[name], here) | here
     return torch.stack(list(occurs.values())).sum(0)
 
 
-def deal_folds(
-    names: Collection[str],
-    others: Collection[str],
-    groups: Mapping[str, str] | None,
-    *,
-    num_folds: int,
-    seed: int,
-) -> dict[str, int]:
-    """Deal groups of videos into folds, by name, so that the order of a mapping does not matter."""
-    if num_folds < 2:
-        raise ValueError(f"`num_folds` must be at least 2; got {num_folds}.")
-    different = sorted(set(names) ^ set(others))
-    if different:
+def split_folds(groups: Mapping[str, str], options: FitOptions) -> dict[str, int]:
+    """Split groups of videos into folds, by name: the order of a mapping does not matter."""
+    ordered = sorted(set(groups.values()))
+    if len(ordered) < 2:
         raise ValueError(
-            f"`probs` and `targets` must hold the same videos; {len(different)} are in one of them "
-            f"only, such as {different[0]!r}."
+            f"cross-validation by video needs at least 2 videos or groups; got {len(ordered)}."
         )
-    ungrouped = [name for name in names if groups is not None and name not in groups]
-    if ungrouped:
-        raise ValueError(f"`groups` lacks {len(ungrouped)} videos, such as {ungrouped[0]!r}.")
-    group_of = {name: name if groups is None else groups[name] for name in names}
-    dealt_groups = sorted(set(group_of.values()))
-    if len(dealt_groups) < 2:
-        raise ValueError(
-            f"cross-fitting needs at least 2 videos or groups; got {len(dealt_groups)}."
-        )
-    num_folds = min(num_folds, len(dealt_groups))
-    dealt = np.random.default_rng(seed).permutation(len(dealt_groups))
-    fold_of_group = {dealt_groups[j]: i % num_folds for i, j in enumerate(dealt)}
-    return {name: fold_of_group[group] for name, group in group_of.items()}
+    num_folds = min(options.num_folds, len(ordered))
+    drawn = np.random.default_rng(options.seed).permutation(len(ordered))
+    fold_of_group = {ordered[j]: i % num_folds for i, j in enumerate(drawn)}
+    return {name: fold_of_group[group] for name, group in groups.items()}
 
 
-def cross_fitted_thresholds(
-    probs: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    *,
-    groups: Mapping[str, str] | None = None,
-    num_folds: int = 5,
-    seed: int = 0,
-    default: float = 0.5,
-    shrinkage: float = SHRINKAGE,
-) -> dict[str, Tensor]:
-    """Choose for each video thresholds on other videos only.
+class Choice(NamedTuple):
+    """What `CrossValidation.fit` chose, per Action Unit."""
 
-    The groups are dealt into folds; each fold gets the thresholds that `fit_thresholds` chooses on
-    all others.
+    windows: Tensor
+    """`(c)`, float64."""
+    thresholds: Tensor
+    """`(c)`, float64."""
 
-    Args:
-        probs: Video (trial) name to `(t, c)` probabilities in [0, 1].
-        targets: The same names to `(t, c)` labels, 1, 0, or -1 or NaN.
-        groups: Name to what must stay together: the source video of `_left` and `_right` trials, or
-            the subject. Each name is its own group if left out.
-        num_folds: Number of folds, at least 2; with fewer groups, one fold per group.
-        seed: Start of the dealing; the same seed and names give the same folds.
-        default: Threshold to draw towards, and that of Action Units that have no positives outside
-            the fold.
-        shrinkage: Videos that the default is worth; 0 for none.
 
-    Returns:
-        Name to `(c)` thresholds, float64, in the order of `probs`.
+class HeldOut(NamedTuple):
+    """What `CrossValidation.held_out` returns for one video."""
 
-    Raises:
-        ValueError: If the names differ, there are fewer than two groups, or as `best_thresholds`.
+    prob: Tensor
+    """`(t, c)`, smoothed."""
+    decisions: Tensor
+    """`(t, c)`, bool."""
+    choice: Choice
+    """Made on the other folds."""
 
-    Examples:
-        >>> import torch
-        >>> probs = {"a": torch.tensor([[0.2], [0.6]]), "b": torch.tensor([[0.4], [0.8]])}
-        >>> targets = {"a": torch.tensor([[0], [1]]), "b": torch.tensor([[0], [1]])}
-        >>> # Between 0.4 and 0.8, from b alone.
-        >>> cross_fitted_thresholds(probs, targets, shrinkage=0)["a"]
-        tensor([0.6000], dtype=torch.float64)
+
+class CrossValidation:
+    """Smoothing windows and thresholds, chosen on some folds of the videos and used on others.
+
+    Every mapping is by name of the video or trial: probabilities and labels `(t, c)`, times `(t)`,
+    and the group that must stay together. A frame with a NaN is not used.
     """
-    fold_of = deal_folds(probs, targets, groups, num_folds=num_folds, seed=seed)
-    chosen = []
-    for fold in range(max(fold_of.values()) + 1):
-        others = {name: prob for name, prob in probs.items() if fold_of[name] != fold}
-        chosen.append(
-            fit_thresholds(others, targets, groups=groups, default=default, shrinkage=shrinkage)
+
+    def __init__(
+        self,
+        probs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        timestamps: Mapping[str, Tensor],
+        groups: Mapping[str, str],
+        options: FitOptions,
+    ) -> None:
+        self.probs, self.targets, self.timestamps = probs, targets, timestamps
+        self.groups, self.options = groups, options
+        self.fold_of = split_folds(groups, options)
+        self.folds = range(max(self.fold_of.values()) + 1)
+        names = [[name for name in probs if self.fold_of[name] == fold] for fold in self.folds]
+        self._positive = torch.stack([num_positive_groups(n, targets, groups) for n in names])
+        # Per window `(f, c, 2, k)`, one histogram per fold.
+        self._histograms = [
+            torch.stack([self._histogram_of(names_of_fold, window) for names_of_fold in names])
+            for window in (options.windows if options.smoothing else ())
+        ]
+
+    def fit(self, folds: Collection[int]) -> Choice:
+        """Choose windows and thresholds on some folds.
+
+        A window is chosen by the F1 that it has within these folds, each scored with thresholds
+        from the others. Of a single fold it is the F1 at the thresholds of that same fold.
+        """
+        windows = self._best_windows(folds)
+        smoothed = {
+            name: self._smooth(name, windows) for name in self.probs if self.fold_of[name] in folds
+        }
+        return Choice(windows, fit_thresholds(smoothed, self.targets, self.groups, self.options))
+
+    def held_out(self) -> dict[str, HeldOut]:
+        """Smooth and decide every video with what was chosen on the other folds only."""
+        chosen = [self.fit([other for other in self.folds if other != f]) for f in self.folds]
+        found = {}
+        for name in self.probs:
+            choice = chosen[self.fold_of[name]]
+            prob = self._smooth(name, choice.windows)
+            found[name] = HeldOut(prob, prob >= choice.thresholds.to(prob.device), choice)
+        return found
+
+    def _smooth(self, name: str, window: float | Tensor) -> Tensor:
+        prob, options = self.probs[name], self.options
+        if not options.smoothing:
+            return prob
+        return smooth(
+            prob,
+            self.timestamps[name],
+            window,
+            kind=options.smoothing_kind,
+            unit=options.smoothing_unit,
+            valid=~prob.isnan().any(-1),
+            max_gap=options.max_gap,
         )
-    return {name: chosen[fold_of[name]] for name in probs}
+
+    def _histogram_of(self, names: Collection[str], window: float) -> Tensor:
+        counted = [score_histogram(self._smooth(n, window), self.targets[n]) for n in names]
+        return torch.stack(counted).sum(0)
+
+    def _best_windows(self, folds: Collection[int]) -> Tensor:
+        """Return the window of highest F1, `(c)`; of equals the smallest."""
+        num_columns = self._positive.shape[-1]
+        if not self.options.smoothing:
+            return torch.zeros(num_columns, dtype=torch.float64)
+        columns, scores = torch.arange(num_columns), []
+        for of_folds in self._histograms:
+            counts = torch.zeros(num_columns, 4, dtype=torch.int64)
+            for fold in folds:
+                rest = [other for other in folds if other != fold] or [fold]
+                best = best_edges(of_folds[rest].sum(0), self.options.default)
+                threshold = shrink_thresholds(best, self._positive[rest].sum(0), self.options)
+                edge = (threshold * NUM_BINS).round().clamp(0, NUM_BINS - 1).long()
+                counts += counts_at_edges(of_folds[fold])[columns, edge]
+            scores.append(f1_of_counts(counts.double()).nan_to_num(-1))
+        best_window = torch.stack(scores).argmax(0)
+        return torch.tensor(self.options.windows, dtype=torch.float64)[best_window]
 
 
-def cross_fitted_predictions(
-    probs: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    *,
-    groups: Mapping[str, str] | None = None,
-    num_folds: int = 5,
-    seed: int = 0,
-    default: float = 0.5,
-    shrinkage: float = SHRINKAGE,
-) -> dict[str, Tensor]:
-    """Decide every frame with thresholds that were chosen on other videos.
+NUM_BINS = 1024
+"""A power of two: multiplying by it is exact, so a score on an edge lands in the bin above it."""
 
-    Args:
-        probs: Video (trial) name to `(t, c)` probabilities in [0, 1].
-        targets: The same names to `(t, c)` labels, 1, 0, or -1 or NaN.
-        groups: Name to what must stay together, such as the source video or the subject.
-        num_folds: Number of folds, at least 2; with fewer groups, one fold per group.
-        seed: Start of the dealing.
-        default: Threshold to draw towards, and that of Action Units that have no positives outside
-            the fold.
-        shrinkage: Videos that the default is worth; 0 for none.
 
-    Returns:
-        Name to `(t, c)` decisions, bool; `AUCounts.update` takes them as they are.
+def score_histogram(prob: Tensor, target: Tensor, num_bins: int = NUM_BINS) -> Tensor:
+    """Count entries labelled 0 and entries labelled 1 per bin of the score, `(c, 2, k)`, int64."""
+    scores, positive, known = check_scores(prob, target)
+    num_columns = scores.shape[-1]
+    cells = [bin_cells(scores, labelled, num_bins) for labelled in (known & ~positive, positive)]
+    counted = [torch.bincount(cell, minlength=num_columns * num_bins) for cell in cells]
+    return torch.stack([one.reshape(num_columns, num_bins) for one in counted], dim=1).cpu()
 
-    Raises:
-        ValueError: As `cross_fitted_thresholds`.
-    """
-    thresholds = cross_fitted_thresholds(
-        probs,
-        targets,
-        groups=groups,
-        num_folds=num_folds,
-        seed=seed,
-        default=default,
-        shrinkage=shrinkage,
-    )
-    return {name: prob >= thresholds[name].to(prob.device) for name, prob in probs.items()}
+
+def counts_at_edges(histogram: Tensor) -> Tensor:
+    """Return what `AUCounts` counts at every lower edge of a bin, `(c, k, 4)`, int64."""
+    at_or_above = histogram.flip(-1).cumsum(-1).flip(-1)
+    below = histogram.sum(-1, keepdim=True) - at_or_above
+    cells = (at_or_above[:, 1], at_or_above[:, 0], below[:, 1], below[:, 0])
+    return torch.stack(cells, dim=-1)
+
+
+def best_edges(histogram: Tensor, default: float) -> Tensor:
+    """Return the edges with the highest F1, `(c)`; of equals the highest."""
+    f1, num_bins = f1_of_counts(counts_at_edges(histogram).double()), histogram.shape[-1]
+    best = num_bins - 1 - f1.nan_to_num(-1).flip(-1).argmax(-1)
+    return torch.where(f1.isnan().all(-1), default, best.double() / num_bins)
