@@ -14,7 +14,7 @@ four ways that are found in public code. Only the first is the official metric o
 import matplotlib.pyplot as plt
 import torch
 
-from mmau.evaluation import AUCounts, bootstrap_by_video, trivial_floors
+from mmau.evaluation import AUCounts, bootstrap_by_video, trivial_baselines
 
 torch.manual_seed(0)
 rate = torch.tensor([11.8, 5, 15.4, 26.6, 39.7, 34.4, 24.5, 2.8, 3.1, 2.6, 62.7, 7.4]) / 100
@@ -48,9 +48,9 @@ ways = {
 }
 
 # %%
-# The black bar is the interval from [resampling videos][mmau.evaluation.bootstrap_by_video]: none
-# of the other three lies in it. The dotted line is what predicting every Action Unit in every frame
-# scores, [a floor][mmau.evaluation.trivial_floors] to print beside every result.
+# The black bar is the 95 % CI from [resampling videos][mmau.evaluation.bootstrap_by_video]: none of
+# the other three lies in it. The dotted line is what predicting every Action Unit in every frame
+# scores, [a baseline][mmau.evaluation.trivial_baselines] to print beside every result.
 
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(10.5, 3.8), width_ratios=[1, 1.5], layout="constrained"
@@ -63,9 +63,9 @@ for row, (name, scores) in enumerate(ways.items()):
     right.plot(scores[order], color=colors[row], marker=markers[row], linewidth=1, label=name)
 interval = bootstrap_by_video(per_video)
 left.plot([interval.low, interval.high], [0.3, 0.3], color="black", linewidth=3)
-floor = trivial_floors(truth).mean_all_ones
-left.axvline(floor, color="black", linestyle=":", linewidth=1, zorder=0)
-left.text(floor + 0.01, 3.66, "every AU in every frame", fontsize=7)
+baseline = trivial_baselines(truth).mean_all_ones
+left.axvline(baseline, color="black", linestyle=":", linewidth=1, zorder=0)
+left.text(baseline + 0.01, 3.66, "every AU in every frame", fontsize=7)
 left.set(title="mean over 12 Action Units", xlabel="F1", yticks=[], ylim=(3.8, -0.6))
 right.set_xticks(
     range(12), [f"{pooled.au_names[c]}\n{100 * rate[c]:.3g} %" for c in order], fontsize=7

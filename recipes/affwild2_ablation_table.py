@@ -16,6 +16,8 @@ from affwild2_report import scored_trials
 
 from mmau.evaluation import (
     AUCounts,
+    BootstrapOptions,
+    FitOptions,
     Interval,
     bootstrap_by_video,
     evaluate_trials,
@@ -24,7 +26,7 @@ from mmau.evaluation import (
 from mmau.modules import LOSSES
 
 # ------------------------------------------------------------------ the tables
-WAYS = ("raw at 0.5", "posterior at 0.5", "cross-fitted thresholds")
+WAYS = ("raw at 0.5", "posterior at 0.5", "cross-validated thresholds")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def line_of(name: str, key: str, videos: Sequence[Video], ablation: AblationConf
             scored_trials(videos, record["logits"]),
             au_names=config.model.au_names,
             posterior=loss.posterior,
-            smoothing=False,
-            resamples=100,  # the intervals of a single seed are not shown
+            options=FitOptions(smoothing=False),
+            bootstrap=BootstrapOptions(100),  # the intervals of a single seed are not shown
         )
         for way in WAYS:
             row = report.row(way)

@@ -92,7 +92,7 @@ def report(
         au_names=names,
         # Thresholds for the posterior, if whoever loads the checkpoint can compute it.
         posterior=loss.posterior if getattr(loss, "posterior_options", None) else None,
-        note="chosen on all held-out videos of the run; the reported scores are cross-fitted",
+        note="chosen on all held-out videos of the run; the reported scores are cross-validated",
     )
     checkpoint = config.out / "checkpoint"
     save_pretrained(systems[main], checkpoint, config=config.model, provenance=provenance)

@@ -63,7 +63,7 @@ def test_tables_against_annotations(tables, capsys):
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "6 trials (3 videos)" in said.out  # left and right of a video stay together
-    assert "cross-fitted thresholds + smoothing" in said.out
+    assert "cross-validated thresholds + smoothing" in said.out
     assert f"with the decisions in the tables: mean F1 {counts.mean_f1():.3f}" in said.out
     assert "41 frames and 40 annotation rows: 1 frames have no row" in said.err
     written = json.loads(record.read_text())

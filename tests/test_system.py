@@ -64,11 +64,11 @@ def movies(tmp_path_factory):
 
 def test_recipe_writes_everything(smoke_run):
     out, said = smoke_run
-    assert "floor: every AU in every frame" in said
-    assert "cross-fitted thresholds + smoothing" in said
+    assert "baseline: every AU in every frame" in said
+    assert "cross-validated thresholds + smoothing" in said
     metrics = json.loads((out / "metrics.json").read_text())
     scores = metrics["systems"]["audio + video"]["mean_f1"]
-    for way in ("raw at 0.5", "posterior at 0.5", "cross-fitted thresholds"):
+    for way in ("raw at 0.5", "posterior at 0.5", "cross-validated thresholds"):
         interval = scores[way]["all"]
         assert 0 <= interval["low"] <= interval["high"] <= 1
     assert metrics["provenance"]["data"] == "rendered from two photographs"

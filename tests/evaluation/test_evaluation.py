@@ -212,7 +212,7 @@ def test_columns_appear_only_where_they_say_something():
     assert evaluate_trials(no_face, au_names=NAMES, bootstrap=FEW).subsets == ("all", "hidden")
 
 
-def test_one_video_has_a_score_but_neither_interval_nor_cross_fit():
+def test_one_video_has_a_score_but_neither_interval_nor_cross_validation():
     report = evaluate_trials(make_trials(2), au_names=NAMES)
     assert [row.name for row in report.rows] == ["raw at 0.5"]
     assert np.isnan(report.rows[0].scores["all"].low)

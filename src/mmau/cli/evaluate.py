@@ -78,7 +78,7 @@ class _Scored:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from mmau._checks import check_range
-    from mmau.evaluation import evaluate_trials
+    from mmau.evaluation import BootstrapOptions, FitOptions, evaluate_trials
 
     check_range("--jobs", arguments.jobs, 1)
     by_checkpoint = arguments.checkpoint is not None
@@ -95,8 +95,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         scored.trials,
         au_names=scored.au_names,
         posterior=scored.posterior,
-        smoothing=not arguments.no_smoothing,
-        resamples=arguments.resamples,
+        options=FitOptions(smoothing=not arguments.no_smoothing),
+        bootstrap=BootstrapOptions(arguments.resamples),
     )
     f1 = scored.decided.mean_f1()
     console.result(report.render())

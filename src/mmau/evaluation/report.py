@@ -118,7 +118,7 @@ class EvaluationReport:
         if self.delta_f1:
             lines.append("")
         for name, delta in self.delta_f1.items():
-            lines.append(f"  delta F1 of {name} to {RAW}: {_show_interval(delta)}")
+            lines.append(f"  delta F1, {name} against {RAW}: {_show_interval(delta)}")
         return lines
 
     def _per_au_table(self) -> list[str]:
