@@ -6,13 +6,12 @@ import pytest
 from mmau.media import (
     FACE_DETECTORS,
     LANDMARK_EXTRACTORS,
-    CropSource,
     FaceRegion,
     FaceTracker,
-    FrameAware,
     MediaError,
 )
 from mmau.media.external import read_face_table
+from mmau.media.faces import CropSource, FrameAware
 
 IMAGE = np.zeros((200, 200, 3), np.uint8)
 BOXES = (

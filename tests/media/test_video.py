@@ -209,7 +209,7 @@ def test_sound_without_picture_is_refused(tmp_path):
     with wave.open(str(path), "wb") as out:
         out.setparams((1, 2, 8000, 0, "NONE", ""))
         out.writeframes(bytes(8000))
-    with pytest.raises(MediaError, match=r"the file has no picture, only audio: .*sound\.wav"):
+    with pytest.raises(MediaError, match=r"the file has no video, only audio: .*sound\.wav"):
         read(path)
 
 

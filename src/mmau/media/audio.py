@@ -37,7 +37,7 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class AudioSegment:
-    """A piece of a sound track with some of its neighbours' sound on both sides."""
+    """A segment of a sound track with some of its neighbours' sound on both sides."""
 
     waveform: NDArray[np.float32]
     """`(n,)`, in [-1, 1], margins included."""
@@ -48,18 +48,12 @@ class AudioSegment:
     owned: tuple[float, float]
     """Seconds, from and to: the part that no other segment owns. The rest is margin."""
 
-    @property
-    def owned_samples(self) -> slice:
-        """Where the owned part lies in `waveform`."""
-        first, last = (round((t - self.start_time) * self.sample_rate) for t in self.owned)
-        return slice(first, last)
-
 
 def read_audio(path: str | os.PathLike[str], *, sample_rate: int = 16000) -> AudioTrack | None:
     """Decode the first sound track: the mean of its channels, resampled by libswresample.
 
     Where packets are missing or damaged, silence of the same length stands in, so that everything
-    after them stays in step with the picture.
+    after them stays in step with the frames.
 
     Args:
         path: Video or sound file.
@@ -94,10 +88,10 @@ def iterate_audio(
     segment_seconds: float = 20.0,
     margin_seconds: float = 2.0,
 ) -> Iterator[AudioSegment]:
-    """Decode the first sound track piece by piece; memory does not grow with its length.
+    """Decode the first sound track in segments; memory does not grow with its length.
 
     The owned parts, one after the other, are the waveform of `read_audio`, sample for sample. The
-    margins give an encoder with a finite view what it would have heard in the whole track.
+    margins give an encoder with a finite receptive field the input that the whole track would.
 
     Args:
         path: Video or sound file.
@@ -134,36 +128,33 @@ def _segments(
     chunks: Iterator[tuple[float, NDArray[np.float32]]], sample_rate: int, step: int, margin: int
 ) -> Iterator[AudioSegment]:
     track_start = 0.0
-    held: list[NDArray[np.float32]] = []
-    first = 0  # number of the first held sample, counted from the start of the track
-    length = 0  # of what is held
+    buffer: list[NDArray[np.float32]] = []
+    first = 0  # number of the first buffered sample, counted from the start of the track
+    length = 0  # of the buffer
     owned = 0  # number of the first sample that no segment has owned yet
 
-    def segment(last: int) -> AudioSegment:
-        return AudioSegment(
-            held[0][: min(last + margin, first + length) - first],
+    def cut(last: int) -> AudioSegment:
+        nonlocal buffer, first, length, owned
+        samples = np.concatenate(buffer)
+        segment = AudioSegment(
+            samples[: last + margin - first],
             sample_rate,
             track_start + first / sample_rate,
             (track_start + owned / sample_rate, track_start + last / sample_rate),
         )
+        drop = max(last - margin, 0) - first
+        # A copy, so that the segment that was handed out can be forgotten by its user.
+        buffer = [samples[drop:].copy()]
+        first, length, owned = first + drop, length - drop, last
+        return segment
 
-    for track_start, chunk in chunks:  # noqa: B007  (`segment` looks it up)
-        held.append(chunk)
+    for track_start, chunk in chunks:  # noqa: B007  (`cut` looks it up)
+        buffer.append(chunk)
         length += len(chunk)
         while first + length >= owned + step + margin:
-            held = [np.concatenate(held)]
-            yield segment(owned + step)
-            owned += step
-            drop = max(owned - margin, 0) - first
-            # A copy, so that the segment that was handed out can be forgotten by its user.
-            held, first, length = [held[0][drop:].copy()], first + drop, length - drop
+            yield cut(owned + step)
     while first + length > owned:
-        held = [np.concatenate(held)]
-        last = min(owned + step, first + length)
-        yield segment(last)
-        owned = last
-        drop = max(owned - margin, 0) - first
-        held, first, length = [held[0][drop:]], first + drop, length - drop
+        yield cut(min(owned + step, first + length))
 
 
 def _mono_chunks(
@@ -220,9 +211,9 @@ def _decode(container: Any, sample_rate: int) -> Iterator[tuple[float, NDArray[n
 def _silence(av: Any, resampler: Any, count: int, rate: int) -> Iterator[NDArray[np.float32]]:
     """One second at a time: a gap may be hours long."""
     while count:
-        piece = min(count, rate)
-        yield from _push(av, resampler, np.zeros(piece, dtype=np.float32), rate)
-        count -= piece
+        chunk = min(count, rate)
+        yield from _push(av, resampler, np.zeros(chunk, dtype=np.float32), rate)
+        count -= chunk
 
 
 def _push(

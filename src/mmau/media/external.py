@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +16,6 @@ from mmau._checks import check_choice, check_range
 from mmau._optional import require
 from mmau.media.errors import MediaError, check_file
 from mmau.media.faces import FaceDetections, FaceLandmarks, FaceRegion
-from mmau.media.mediapipe import region_around_points
 from mmau.registry import MissingDependencyError
 
 __all__ = [
@@ -24,13 +23,10 @@ __all__ = [
     "PrecomputedFaceDetector",
     "PrecomputedLandmarks",
     "RetinaFaceDetector",
-    "TabledFace",
-    "read_face_table",
 ]
 
 _BOX = ("left", "top", "right", "bottom")
 _POINTS = tuple(f"{axis}_{index}" for axis in "xy" for index in range(68))
-_NO_FACES = FaceDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -46,29 +42,20 @@ class TabledFace:
 
 
 def read_face_table(path: str | os.PathLike[str]) -> dict[int, list[TabledFace]]:
-    """Read faces from a CSV file with one row per frame and face.
-
-    Columns, in any order, with more beside them: `frame` (from 1, as in Aff-Wild2 and OpenFace);
-    `left, top, right, bottom` or the landmarks `x_0..x_67, y_0..y_67` or both, in pixels of the
-    upright frame; and, if there are any, `confidence` or `score` in [0, 1] and `success`, 0 where
-    nothing was found. OpenFace's own files can be read as they are.
-
-    Args:
-        path: The CSV file.
-
-    Returns:
-        Frame, counted from 0, to its faces. Frames that the file does not have have none.
-
-    Raises:
-        MediaError: If the file is missing, has other columns, or a cell is not a number.
-    """
+    """Read a CSV file with one row per frame and face: frame, counted from 0, to its faces."""
     file = check_file(path)
     faces: dict[int, list[TabledFace]] = {}
     with file.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         rows = csv.reader(stream)
         header = [name.strip().lower() for name in next(rows, [])]
         column = {name: index for index, name in enumerate(header)}
-        _check_columns(column, file)
+        if "frame" not in column:
+            raise MediaError(f"a table of faces needs a column `frame`, counted from 1: {file}")
+        if not all(n in column for n in _BOX) and not all(n in column for n in _POINTS):
+            raise MediaError(
+                "a table of faces needs the columns left, top, right, bottom or "
+                f"x_0..x_67, y_0..y_67: {file}"
+            )
         for line, row in enumerate(rows, start=2):
             if not any(cell.strip() for cell in row):
                 continue
@@ -81,16 +68,6 @@ def read_face_table(path: str | os.PathLike[str]) -> dict[int, list[TabledFace]]
             if face is not None:
                 faces.setdefault(frame - 1, []).append(face)
     return faces
-
-
-def _check_columns(column: Mapping[str, int], file: Path) -> None:
-    if "frame" not in column:
-        raise MediaError(f"a table of faces needs a column `frame`, counted from 1: {file}")
-    if not all(n in column for n in _BOX) and not all(n in column for n in _POINTS):
-        raise MediaError(
-            "a table of faces needs the columns left, top, right, bottom or x_0..x_67, y_0..y_67: "
-            f"{file}"
-        )
 
 
 def _read_row(row: list[str], column: Mapping[str, int]) -> tuple[int, TabledFace | None]:
@@ -119,32 +96,40 @@ class _Tables:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._faces: dict[int, list[TabledFace]] | None = None
+        self._faces: dict[int, list[TabledFace]] = {}
         self._frame = 0
         if not self.path.is_dir():
-            self._faces = read_face_table(self.path)
+            self._faces = self._read(self.path)
 
     def start_video(self, name: str) -> None:
         """Read the table of a trial, `<path>/<name>.csv` if the path is a folder."""
         if self.path.is_dir():
-            self._faces = read_face_table(self.path / f"{name}.csv")
+            self._faces = self._read(self.path / f"{name}.csv")
 
     def start_frame(self, index: int) -> None:
         """Answer for this frame from now on, counted from 0."""
         self._frame = index
 
-    def _here(self) -> list[TabledFace]:
-        return (self._faces or {}).get(self._frame, [])
+    def _read(self, file: Path) -> dict[int, list[TabledFace]]:
+        return read_face_table(file)
+
+    def _faces_here(self) -> list[TabledFace]:
+        return self._faces.get(self._frame, [])
 
 
 class PrecomputedFaceDetector(_Tables):
-    """Boxes out of a table, instead of a detector; see `read_face_table`.
+    """Boxes out of a CSV table with one row per frame and face, instead of a detector.
+
+    Columns, in any order, with more beside them: `frame` (from 1, as in Aff-Wild2 and OpenFace);
+    `left, top, right, bottom` or the landmarks `x_0..x_67, y_0..y_67` or both, in pixels of the
+    upright frame; and, if there are any, `confidence` or `score` in [0, 1] and `success`, 0 where
+    nothing was found. OpenFace's own files can be read as they are.
 
     Args:
         path: A CSV file, or a folder with one `<name of the trial>.csv` per video.
 
     Raises:
-        MediaError: If a table is missing or has other columns.
+        MediaError: If a table is missing, has other columns, or a cell is not a number.
 
     Examples:
         ```python
@@ -153,25 +138,16 @@ class PrecomputedFaceDetector(_Tables):
     """
 
     def detect(self, image: NDArray[np.uint8]) -> FaceDetections:
-        """Give the boxes of the current frame.
-
-        Args:
-            image: Not looked at.
-
-        Returns:
-            Boxes in pixels and their scores.
-        """
-        faces = self._here()
-        if not faces:
-            return _NO_FACES
+        """Return the boxes of the current frame, whatever the image shows."""
+        faces = self._faces_here()
         return FaceDetections(
-            np.stack([face.box for face in faces]),
+            np.array([face.box for face in faces], dtype=np.float32).reshape(-1, 4),
             np.array([face.score for face in faces], dtype=np.float32),
         )
 
 
 class PrecomputedLandmarks(_Tables):
-    """Landmarks out of a table, such as OpenFace writes; see `read_face_table`.
+    """Landmarks out of a table such as OpenFace writes; see `PrecomputedFaceDetector`.
 
     Args:
         path: A CSV file, or a folder with one `<name of the trial>.csv` per video.
@@ -190,46 +166,36 @@ class PrecomputedLandmarks(_Tables):
         ```
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
-        self._check(self.path)
-
-    def start_video(self, name: str) -> None:
-        """Read the table of a trial, `<path>/<name>.csv` if the path is a folder."""
-        super().start_video(name)
-        if self.path.is_dir():
-            self._check(self.path / f"{name}.csv")
-
-    def _check(self, file: Path) -> None:
-        tabled = next((face for faces in (self._faces or {}).values() for face in faces), None)
-        if tabled is not None and tabled.points is None:
+    def _read(self, file: Path) -> dict[int, list[TabledFace]]:
+        table = read_face_table(file)
+        if any(face.points is None for faces in table.values() for face in faces):
             raise MediaError(f"the table has no landmarks x_0..x_67, y_0..y_67: {file}")
+        return table
 
     def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
-        """Give the landmarks whose middle is nearest to that of a region, and inside it.
-
-        Args:
-            image: Not looked at.
-            region: Where the face is.
-
-        Returns:
-            Points in image pixels, 1 or 0, and the region around them.
-        """
+        """Return the landmarks whose middle is nearest to that of a region, and inside it."""
         best, nearest = None, region.side / 2
-        for face in self._here():
+        for face in self._faces_here():
             x, y = (face.box[:2] + face.box[2:]) / 2
             distance = float(np.hypot(x - region.x, y - region.y))
             if distance <= nearest:
                 best, nearest = face.points, distance
         if best is None:
             return FaceLandmarks(np.full((68, 2), np.nan, np.float32), 0.0, region)
-        return FaceLandmarks(best, 1.0, region_around_points(best))
+        return FaceLandmarks(best, 1.0, _region_around(best))
+
+
+def _region_around(points: NDArray[np.floating]) -> FaceRegion:
+    """An upright square half as large again as the extent of points."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    x, y = (low + high) / 2
+    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()))
 
 
 class AlignedCropFolder:
-    """Aligned crops as numbered pictures, such as `cropped_aligned` of Aff-Wild2.
+    """Aligned crops as numbered image files, such as `cropped_aligned` of Aff-Wild2.
 
-    Picture `00001.jpg` is the first frame of the video. A frame whose number is missing has no
+    `00001.jpg` is the first frame of the video. A frame whose number is missing has no
     face. Files whose name is not a number are left alone.
 
     Args:
@@ -257,54 +223,35 @@ class AlignedCropFolder:
         folder = self.path / name
         if not folder.is_dir():
             raise MediaError(f"no folder with the aligned crops of {name!r}: {folder}")
-        self._files = dict(_numbered(folder))
+        self._files = {
+            int(file.stem): file
+            for file in sorted(folder.iterdir())
+            if file.stem.isdigit() and file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")
+        }
 
     def crop(self, index: int) -> NDArray[np.uint8] | None:
-        """Return the crop of a frame.
-
-        Args:
-            index: Number of the frame, from 0.
-
-        Returns:
-            `(h, w, 3)`, RGB, or `None` if there is none.
-
-        Raises:
-            MediaError: If the picture cannot be decoded.
-        """
+        """Return the crop `(h, w, 3)`, RGB, of a frame, counted from 0, or `None`."""
         file = self._files.get(index + 1)
         if file is None:
             return None
         cv2 = require("cv2", purpose="reading aligned crops", extra="landmarks")
         data = np.fromfile(file, dtype=np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-        if picture is None:
-            raise MediaError(f"not a picture that can be decoded: {file}")
-        crop: NDArray[np.uint8] = np.ascontiguousarray(picture[..., ::-1])  # OpenCV reads BGR
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        if bgr is None:
+            raise MediaError(f"not an image that can be decoded: {file}")
+        crop: NDArray[np.uint8] = np.ascontiguousarray(bgr[..., ::-1])
         return crop
 
     def detect(self, image: NDArray[np.uint8]) -> NoReturn:
-        """Refuse: crops do not say where in the picture they come from.
-
-        Args:
-            image: Not looked at.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Refuse: crops do not say where in the image they come from."""
         raise TypeError("'aligned_crops' has crops, not boxes: use it through prepare_video.")
-
-
-def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
-    for entry in sorted(folder.iterdir()):
-        if entry.stem.isdigit() and entry.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"):
-            yield int(entry.stem), entry
 
 
 class RetinaFaceDetector:
     """Find faces with RetinaFace, the detector of the paper.
 
-    The weights are not part of uniface and have licences of their own, so nothing is downloaded
-    here: `uniface.download_models` does it, once, when you have read them.
+    The weights are not part of uniface and have their own licences, so nothing is downloaded here:
+    `uniface.download_models` does it, once, when you have read them.
 
     Args:
         model: Which weights, by uniface's name, such as `"retinaface_mnet_v2"` or
@@ -344,14 +291,7 @@ class RetinaFaceDetector:
         self._model = uniface.RetinaFace(model_name=names[model], confidence_threshold=min_score)
 
     def detect(self, image: NDArray[np.uint8]) -> FaceDetections:
-        """Find all faces of an image.
-
-        Args:
-            image: `(h, w, 3)`, RGB.
-
-        Returns:
-            Boxes in pixels, best score first, and their scores.
-        """
+        """Find all faces of an image `(h, w, 3)`, RGB, best score first."""
         found = self._model.detect(np.ascontiguousarray(image[..., ::-1]))  # it wants BGR
         boxes = np.array([face.bbox for face in found], dtype=np.float32).reshape(-1, 4)
         scores = np.array([face.confidence for face in found], dtype=np.float32)

@@ -1,9 +1,8 @@
-"""Faces and landmarks by the models that the mediapipe package brings, run as plain functions.
+"""Faces and landmarks by MediaPipe: its bundled models, and a newer one from a file.
 
 MediaPipe's own `FaceMesh` keeps the last frame's face inside its graph: it loses small faces,
 returns nothing on the first frame after a cut, and does not tell how sure it is. Here each model is
-a graph of its own that maps a prepared picture to numbers, and `FaceTracker` decides where to look.
-Nothing is remembered between frames, so nothing has to be processed twice.
+a graph of its own that maps a prepared image to numbers, and `FaceTracker` decides where to look.
 
 Do not use these objects in a process that was forked after they were made: start workers by spawn.
 """
@@ -17,7 +16,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import mediapipe
 import numpy as np
@@ -25,7 +23,6 @@ from mediapipe.python import packet_creator, packet_getter
 from numpy.typing import NDArray
 
 from mmau._checks import check_range
-from mmau._optional import require
 from mmau.landmarks import to_ibug68
 from mmau.media.errors import MediaError, check_file
 from mmau.media.face_alignment import crop_similarity, estimate_similarity, transform_points
@@ -39,11 +36,9 @@ _stderr_lock = threading.Lock()
 
 @contextmanager
 def quiet_native_stderr() -> Iterator[None]:
-    """Keep what native code writes to stderr for itself, unless the block fails.
-
-    TensorFlow Lite and absl announce themselves on file descriptor 2 when a graph starts, before
-    any of their own switches works. The descriptor is put back at once.
-    """
+    """Swallow what native code writes to stderr, unless the block fails."""
+    # TensorFlow Lite and absl announce themselves on file descriptor 2 when a graph starts, before
+    # any of their own switches works.
     with _stderr_lock, tempfile.TemporaryFile() as captured:
         with suppress(AttributeError, ValueError):  # no stderr at all (pythonw), or closed
             sys.stderr.flush()
@@ -61,11 +56,8 @@ def quiet_native_stderr() -> Iterator[None]:
                 os.write(2, captured.read())
 
 
-_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
-
-
 def region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
-    """Turn and scale a region to a square picture."""
+    """The similarity that turns and scales a region to a square image."""
     centre = np.array([region.x, region.y])
     right = 0.5 * region.side * np.array([np.cos(region.angle), np.sin(region.angle)])
     return estimate_similarity(
@@ -73,27 +65,25 @@ def region_to_square(region: FaceRegion, size: int) -> NDArray[np.float64]:
     )
 
 
-def region_around_mesh(mesh: NDArray[np.float64]) -> FaceRegion:
-    """Half as large again as the mesh and turned with the eyes: what the model was trained on."""
+_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
+
+
+def _landmarks_of_mesh(
+    mesh: NDArray[np.float64], matrix: NDArray[np.float64], score: float
+) -> FaceLandmarks:
+    """The landmarks of a mesh `(468, 2)` in a square, in the image from which `matrix` cut it."""
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    mesh = transform_points(mesh, inverse)
+    points = np.asarray(to_ibug68(mesh), dtype=np.float32)
+    # The next region: half as large again as the mesh and turned with the eyes, as in training.
     dx, dy = mesh[_LEFT_EYE_CORNER] - mesh[_RIGHT_EYE_CORNER]
     angle = float(np.arctan2(dy, dx))
     axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = mesh @ axes.T
     low, high = turned.min(axis=0), turned.max(axis=0)
     x, y = axes.T @ ((low + high) / 2)
-    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()), angle)
-
-
-def region_around_points(points: NDArray[np.floating]) -> FaceRegion:
-    """An upright square half as large again as the extent of points.
-
-    Examples:
-        >>> region_around_points(np.array([[0.0, 0.0], [4.0, 2.0]]))
-        FaceRegion(x=2.0, y=1.0, side=6.0, angle=0.0)
-    """
-    low, high = points.min(axis=0), points.max(axis=0)
-    x, y = (low + high) / 2
-    return FaceRegion(float(x), float(y), 1.5 * float((high - low).max()))
+    region = FaceRegion(float(x), float(y), 1.5 * float((high - low).max()), angle)
+    return FaceLandmarks(points, score, region)
 
 
 _GRAPH = """
@@ -145,7 +135,7 @@ node {{
 
 
 class _Model:
-    """One bundled TFLite model: a square picture in, values and scores out."""
+    """One bundled TFLite model: a square image in, values and scores out."""
 
     def __init__(self, model: str, *, size: int, low: int) -> None:
         self.size = size
@@ -165,14 +155,14 @@ class _Model:
             for stream in ("values", "scores"):
                 self._graph.observe_output_stream(stream, self._receive)
             self._graph.start_run()
-            self(np.zeros((size, size, 3), dtype=np.uint8))  # what is said once is said here
+            self(np.zeros((size, size, 3), dtype=np.uint8))  # models announce themselves once, here
 
     def _receive(self, stream: str, packet: object) -> None:
         self._outputs[stream] = packet_getter.get_float_list(packet)
 
     def __call__(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self._outputs.clear()
-        self._count += 1  # a graph wants rising times; the models do not look at them
+        self._count += 1  # a graph wants rising times; the models ignore them
         packet = packet_creator.create_image_frame(
             image_format=mediapipe.ImageFormat.SRGB, data=image
         )
@@ -185,28 +175,22 @@ class _Model:
         self._graph.close()
 
 
-class _Anchors(NamedTuple):
-    """Where the cells of a detector sit."""
+class _BoxModel:
+    """A detector of MediaPipe: a letterboxed image in, boxes out.
 
-    strides: tuple[int, ...]
-    per_cell: tuple[int, ...]
+    Its output has `per_cell` rows for each cell of a grid, for one or more grids of other strides.
+    """
 
-    def centres(self, size: int) -> NDArray[np.float32]:
-        """`(n, 2)`, x then y, in fractions of the picture, row by row and layer by layer."""
-        layers = []
-        for stride, count in zip(self.strides, self.per_cell, strict=True):
+    def __init__(
+        self, model: str, size: int, *, strides: tuple[int, ...], per_cell: tuple[int, ...]
+    ) -> None:
+        self._model = _Model(model, size=size, low=-1)
+        grids = []
+        for stride, count in zip(strides, per_cell, strict=True):
             line = (np.arange(size // stride, dtype=np.float32) + 0.5) / (size // stride)
             y, x = np.meshgrid(line, line, indexing="ij")
-            layers.append(np.repeat(np.stack([x.ravel(), y.ravel()], axis=1), count, axis=0))
-        return np.concatenate(layers)
-
-
-class _BoxModel:
-    """A detector of MediaPipe: a letterboxed picture in, boxes out."""
-
-    def __init__(self, model: str, size: int, anchors: _Anchors) -> None:
-        self._model = _Model(model, size=size, low=-1)
-        self._centres = anchors.centres(size)
+            grids.append(np.repeat(np.stack([x.ravel(), y.ravel()], axis=1), count, axis=0))
+        self._centres = np.concatenate(grids)  # (n, 2), x then y, in fractions of the square
 
     def detect(self, image: NDArray[np.uint8], min_score: float) -> FaceDetections:
         height, width = image.shape[:2]
@@ -246,9 +230,9 @@ def _merge_overlapping(boxes: NDArray[np.floating], scores: NDArray[np.float32])
 class MediaPipeFaceDetector:
     """Find faces with MediaPipe's full-range detector, then with its short-range one.
 
-    The full-range model sees faces down to about a thirteenth of the longer side of the picture
-    (100 of 1280 pixels); the short-range one, asked only where the first found nothing, sees faces
-    that fill the picture.
+    The full-range model finds faces down to about a thirteenth of the longer side of the image
+    (100 of 1280 pixels); the short-range one, run only where the first found nothing, finds faces
+    that fill the image.
 
     Args:
         min_score: Smallest score of a detection.
@@ -266,22 +250,22 @@ class MediaPipeFaceDetector:
         check_range("min_score", min_score, 0, 1)
         self.min_score = min_score
         self._full_range = _BoxModel(
-            "face_detection/face_detection_full_range_sparse.tflite", 192, _Anchors((4,), (1,))
+            "face_detection/face_detection_full_range_sparse.tflite",
+            192,
+            strides=(4,),
+            per_cell=(1,),
         )
         self._short_range = _BoxModel(
-            "face_detection/face_detection_short_range.tflite", 128, _Anchors((8, 16), (2, 6))
+            "face_detection/face_detection_short_range.tflite",
+            128,
+            strides=(8, 16),
+            per_cell=(2, 6),
         )
 
     def detect(self, image: NDArray[np.uint8]) -> FaceDetections:
-        """Find all faces of an image.
-
-        Args:
-            image: `(h, w, 3)`, RGB.
-
-        Returns:
-            Boxes in pixels, best score first, and their scores.
-        """
-        if _is_blank(image):
+        """Find all faces of an image `(h, w, 3)`, RGB, best score first."""
+        sample = image[::4, ::4]
+        if int(sample.max()) - int(sample.min()) < 5:  # one flat tone, give or take coding noise
             return FaceDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         found = self._full_range.detect(image, self.min_score)
         if not len(found.scores):
@@ -292,12 +276,6 @@ class MediaPipeFaceDetector:
         """Stop the graphs."""
         self._full_range.close()
         self._short_range.close()
-
-
-def _is_blank(image: NDArray[np.uint8]) -> bool:
-    """Whether a picture is one flat tone, give or take coding noise: no need to search it."""
-    sample = image[::4, ::4]
-    return int(sample.max()) - int(sample.min()) < 5
 
 
 class MediaPipeLandmarks:
@@ -316,40 +294,22 @@ class MediaPipeLandmarks:
         self._model = _Model("face_landmark/face_landmark.tflite", size=192, low=0)
 
     def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
-        """Find the landmarks of the face in a region.
-
-        Args:
-            image: `(h, w, 3)`, RGB.
-            region: Where the face is, with some room around it.
-
-        Returns:
-            Points in image pixels, the probability of a face, and the region for the next frame.
-        """
+        """Find the landmarks of the face in a region, with the probability that it shows one."""
         size = self._model.size
         matrix = region_to_square(region, size)
         values, scores = self._model(crop_similarity(image, matrix, size))
-        in_crop = values.reshape(-1, 3)[:, :2].astype(np.float64)
-        inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-        mesh = transform_points(in_crop, inverse)
-        return FaceLandmarks(
-            points=np.asarray(to_ibug68(mesh), dtype=np.float32),
-            score=float(scores[0]),
-            region=region_around_mesh(mesh),
-        )
+        mesh = values.reshape(-1, 3)[:, :2].astype(np.float64)
+        return _landmarks_of_mesh(mesh, matrix, float(scores[0]))
 
     def close(self) -> None:
         """Stop the graph."""
         self._model.close()
 
 
-_SIZE = 256
-_MESH = 468
-
-
 class MediaPipeTasksLandmarks:
-    """Find 68 landmarks inside a region with a `face_landmarker.task` file of yours.
+    """Find 68 landmarks inside a region with your own `face_landmarker.task` file.
 
-    The file is not part of any package; its publisher is Google. It holds a newer mesh model, whose
+    The file is not part of any package; Google publishes it. It holds a newer mesh model, whose
     468 vertices (the ten of the irises are left out) are reduced by `mmau.landmarks.to_ibug68`. The
     Tasks API gives no probability: a face that is found has the score 1.
 
@@ -358,8 +318,7 @@ class MediaPipeTasksLandmarks:
         min_score: Smallest score at which the model reports a face.
 
     Raises:
-        MissingDependencyError: If MediaPipe is not installed.
-        MediaError: If there is no such file, or it is no model of this kind.
+        MediaError: If there is no such file, or it is not a model of this kind.
         ValueError: If `min_score` is not in [0, 1].
 
     Examples:
@@ -371,16 +330,13 @@ class MediaPipeTasksLandmarks:
 
     def __init__(self, model_path: str | os.PathLike[str], *, min_score: float = 0.5) -> None:
         check_range("min_score", min_score, 0, 1)
-        self._mediapipe = require(
-            "mediapipe", purpose="landmark extractor 'mediapipe_tasks'", extra="landmarks"
-        )
         try:
             file = check_file(model_path)
         except MediaError as error:
             raise MediaError(
                 f"landmark extractor 'mediapipe_tasks' needs a face_landmarker.task file: {error}"
             ) from error
-        tasks = self._mediapipe.tasks
+        tasks = mediapipe.tasks
         options = tasks.vision.FaceLandmarkerOptions(
             base_options=tasks.BaseOptions(model_asset_path=str(file)),
             num_faces=1,
@@ -396,26 +352,16 @@ class MediaPipeTasksLandmarks:
             ) from error
 
     def extract(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks:
-        """Find the landmarks of the face in a region.
-
-        Args:
-            image: `(h, w, 3)`, RGB.
-            region: Where the face is, with some room around it.
-
-        Returns:
-            Points in image pixels, 1 or 0, and the region for the next frame.
-        """
-        matrix = region_to_square(region, _SIZE)
-        square = np.ascontiguousarray(crop_similarity(image, matrix, _SIZE))
-        picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=square)
-        faces = self._model.detect(picture).face_landmarks
+        """Find the landmarks of the face in a region; the score is 1 or 0."""
+        size = 256
+        matrix = region_to_square(region, size)
+        square = np.ascontiguousarray(crop_similarity(image, matrix, size))
+        shown = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=square)
+        faces = self._model.detect(shown).face_landmarks
         if not faces:
             return FaceLandmarks(np.full((68, 2), np.nan, np.float32), 0.0, region)
-        in_square = _SIZE * np.array([[point.x, point.y] for point in faces[0][:_MESH]])
-        inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-        mesh = transform_points(in_square, inverse)
-        points = np.asarray(to_ibug68(mesh), dtype=np.float32)
-        return FaceLandmarks(points, 1.0, region_around_mesh(mesh))
+        mesh = size * np.array([[point.x, point.y] for point in faces[0][:468]])
+        return _landmarks_of_mesh(mesh, matrix, 1.0)
 
     def close(self) -> None:
         """Stop the model."""

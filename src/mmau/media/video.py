@@ -36,7 +36,7 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says about the picture, before the frames are read."""
+    """What the container says about the video, before the frames are read."""
 
     path: Path
     """The file."""
@@ -89,7 +89,7 @@ class VideoReader:
 
     After the last frame `num_frames` is the number of frames read, `shortfall` how many are missing
     of those that the container announces, `num_damaged_frames` in how many the decoder had to guess
-    a part, and `warnings` says so in sentences.
+    a part, and `warnings` lists what was wrong.
 
     Args:
         path: Video file, of any format that FFmpeg reads.
@@ -99,13 +99,11 @@ class VideoReader:
         stop: Seconds; reading ends before the first frame at or after it.
 
     Raises:
-        MediaError: If the file is missing, a folder, empty, not a video, or has no picture; while
+        MediaError: If the file is missing, a folder, empty, not a video, or has no frames; while
             iterating, with `strict`, if frames are missing.
         ValueError: If `start` is not before `stop`.
 
     Examples:
-        Count the frames of a file and see whether that is all of them.
-
         ```python
         with VideoReader("talk.mp4") as reader:
             for frame in reader:
@@ -136,7 +134,6 @@ class VideoReader:
         self.warnings: list[str] = []
         self._num_threads = num_threads
         self._num_hidden = 0
-        self._generators: list[Generator[Any, None, None]] = []
         self._stack = ExitStack()
         self._frames: Iterator[VideoFrame] | None = None
         self._info: VideoInfo | None = None
@@ -159,10 +156,7 @@ class VideoReader:
 
     @property
     def shortfall(self) -> int:
-        """Announced frames that did not come, after the last one was read; 0 before.
-
-        It is also 0 if only a part of the file was asked for.
-        """
+        """Announced frames that did not come; 0 before the last one was read, and of a part."""
         if not self._finished or self.num_frames_expected is None or self._is_partial:
             return 0
         return max(0, self.num_frames_expected - self.num_frames)
@@ -177,12 +171,9 @@ class VideoReader:
         return bool(self.shortfall or self.num_damaged_packets or self.num_damaged_frames)
 
     def __enter__(self) -> VideoReader:
-        container = self._stack.enter_context(open_container(self.path))
-        try:
-            self._open(container)
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as stack:
+            self._open(stack.enter_context(open_container(self.path)), stack)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -191,10 +182,6 @@ class VideoReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Decoding out of a closed container crashes the process, so whoever still holds the
-        # iterator must find it at its end.
-        for frames in self._generators:
-            frames.close()
         self._frames = iter(())
         self._stack.close()
 
@@ -205,10 +192,10 @@ class VideoReader:
         frames, self._frames = self._frames, None
         return frames
 
-    # ------------------------------------------------------------------ inside
-    def _open(self, container: Any) -> None:
+    def _open(self, container: Any, stack: ExitStack) -> None:
         if not container.streams.video:
-            raise MediaError(f"the file has no picture, only {_kinds(container)}: {self.path}")
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise MediaError(f"the file has no video, only {kinds}: {self.path}")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = self._num_threads
@@ -222,22 +209,26 @@ class VideoReader:
         if first is None:
             raise MediaError(f"not one frame of the video can be decoded: {self.path}")
         height, width = first[0].image.shape[:2]
-        duration = stream.duration
+        duration: float | None
+        if stream.duration:
+            duration = float(stream.duration * stream.time_base)
+        else:  # in FFmpeg's AV_TIME_BASE
+            duration = None if container.duration is None else container.duration / 1_000_000
         self._info = VideoInfo(
             path=self.path,
             width=width,
             height=height,
             rotation=first[1] % 360,
             average_rate=float(stream.average_rate) if stream.average_rate else None,
-            duration=float(duration * stream.time_base)
-            if duration
-            else _seconds(container.duration),
+            duration=duration,
             num_frames_announced=stream.frames or None,
             has_audio=bool(container.streams.audio),
         )
-        counted = self._counted(first[0], frames)
-        self._frames = counted
-        self._generators = [counted, frames]
+        self._frames = counted = self._counted(first[0], frames)
+        # Decoding out of a closed container crashes the process: whoever still holds the iterator
+        # must find it at its end.
+        stack.callback(frames.close)
+        stack.callback(counted.close)
 
     def _seek(self, container: Any, stream: Any, start: float) -> None:
         """Go to the last key frame before a time."""
@@ -245,9 +236,8 @@ class VideoReader:
         try:
             container.seek(round(start / stream.time_base), stream=stream)
         except av.error.FFmpegError as error:
-            raise MediaError(
-                f"the file does not allow jumping to {start} s: {self.path}"
-            ) from error
+            message = f"the file does not allow jumping to {start} s: {self.path}"
+            raise MediaError(message) from error
 
     def _decode(self, container: Any, stream: Any) -> Generator[tuple[VideoFrame, int], None, None]:
         """Frames and their rotation; a damaged packet is counted and passed over."""
@@ -279,10 +269,7 @@ class VideoReader:
                 self.num_damaged_frames += frame.is_corrupt
                 stored = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 image = rotate_upright(stored, frame.rotation)
-                yield (
-                    VideoFrame(index=index, time=time, image=image),
-                    int(frame.rotation),
-                )
+                yield VideoFrame(index, time, image), int(frame.rotation)
                 index += 1
 
     def _time(self, frame: Any, index: int, stream: Any) -> float:
@@ -329,11 +316,3 @@ class VideoReader:
             )
         if self.strict and self.incomplete:
             raise MediaError(self.warnings[-1])
-
-
-def _kinds(container: Any) -> str:
-    return ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-
-
-def _seconds(duration: int | None) -> float | None:
-    return None if duration is None else duration / 1_000_000  # FFmpeg's AV_TIME_BASE
