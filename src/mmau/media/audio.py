@@ -48,6 +48,12 @@ class AudioSegment:
     owned: tuple[float, float]
     """Seconds, from and to: the part that no other segment owns. The rest is margin."""
 
+    @property
+    def owned_samples(self) -> slice:
+        """Where the owned part lies in `waveform`."""
+        first, last = (round((t - self.start_time) * self.sample_rate) for t in self.owned)
+        return slice(first, last)
+
 
 def read_audio(path: str | os.PathLike[str], *, sample_rate: int = 16000) -> AudioTrack | None:
     """Decode the first sound track: the mean of its channels, resampled by libswresample.
