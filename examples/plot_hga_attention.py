@@ -55,10 +55,10 @@ figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.9), layout="co
 draw_regions(image, regions.weights[[mouth]], (16, 16), ["lower_lip"], labels="none", ax=left)
 left.set_title("the query: patches of the lower lip")
 for axis, output, title in (
-    (middle, drawn, "weights as drawn: an even look"),
+    (middle, drawn, "weights as drawn: uniform attention"),
     (right, tied, "one projection for both: what is alike"),
 ):
     attention = output.attention[:, mouth].mean(0).view(16, 16)
-    draw_attention(image, attention, asking=query, colorbar=True, ax=axis).set_title(title)
+    draw_attention(image, attention, query=query, colorbar=True, ax=axis).set_title(title)
 figure.suptitle("Attention of one facial region, before any training")
 plt.show()

@@ -27,7 +27,7 @@ def _close_figures():
 @pytest.mark.parametrize(
     "image", [IMAGE, torch.rand(3, 40, 60), 255 * torch.rand(40, 60, 3), IMAGE.transpose(2, 0, 1)]
 )
-def test_pictures_in_any_layout_span_their_pixels(image):
+def test_images_in_any_layout_span_their_pixels(image):
     ax = draw_landmarks(image, [[3.0, 4.0]])
     assert ax.get_xlim() == (0, 60)
     assert ax.get_ylim() == (40, 0)
@@ -103,7 +103,7 @@ def test_left_and_right_share_a_hue_and_differ_in_lightness():
     assert len(set(colours[1:, 0].round(3))) == 3
 
 
-def test_attention_is_laid_over_the_whole_picture():
+def test_attention_is_laid_over_the_whole_image():
     ax = draw_attention(IMAGE, torch.eye(2), ax=plt.figure().add_subplot())
     assert list(ax.images[1].get_extent()) == [0, 60, 40, 0]
     assert np.asarray(ax.images[1].get_alpha()).argmax() == 0
@@ -112,11 +112,11 @@ def test_attention_is_laid_over_the_whole_picture():
 
 def test_attention_is_in_multiples_of_an_even_look():
     attention = torch.tensor([[0.7, 0.1], [0.1, 0.1]])
-    asking = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
-    ax = draw_attention(IMAGE, attention, asking=asking, colorbar=True)
+    query = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    ax = draw_attention(IMAGE, attention, query=query, colorbar=True)
     np.testing.assert_allclose(ax.images[1].get_array(), [[2.8, 0.4], [0.4, 0.4]], rtol=1e-6)
     assert ax.images[1].get_clim() == (0.0, pytest.approx(2.8))
-    assert [axis.get_ylabel() for axis in ax.figure.axes[1:]] == ["times an even look"]
+    assert [axis.get_ylabel() for axis in ax.figure.axes[1:]] == ["times uniform attention"]
     corners = [(30, 0), (60, 0), (60, 20), (30, 20), (30, 0)]
     assert outline(ax, 0) == {frozenset(edge) for edge in pairwise(corners)}
 
@@ -150,8 +150,8 @@ def test_attention_is_in_multiples_of_an_even_look():
             "`attention_map` must be finite",
         ),
         (
-            lambda: draw_attention(IMAGE, torch.eye(2), asking=torch.ones(4)),
-            r"`asking` must have the shape \(2, 2\) of `attention_map`; got \(4,\)",
+            lambda: draw_attention(IMAGE, torch.eye(2), query=torch.ones(4)),
+            r"`query` must have the shape \(2, 2\) of `attention_map`; got \(4,\)",
         ),
         (lambda: draw_attention(IMAGE, torch.ones(4)), r"must have shape \(h, w\).* got \(4,\)"),
     ],

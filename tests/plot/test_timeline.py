@@ -1,4 +1,4 @@
-"""The timeline draws what it is given: curves, decisions, labels, gaps, sound and pictures."""
+"""The timeline draws what it is given: curves, decisions, labels, gaps, sound and images."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +37,7 @@ def test_everything_is_drawn(table):
     assert sound.get_ylabel() == "sound"
     assert [axes.get_ylabel() for axes in (first, second)] == ["AU1", "AU2"]
     np.testing.assert_allclose(first.lines[0].get_ydata(), table.probability[:, 0])
-    # Two spans without a face, in every row but the pictures.
+    # Two spans without a face, in every row but the images.
     shaded = [p for p in second.patches if p.get_facecolor()[:3] == (0.88, 0.88, 0.88)]
     assert [(round(p.get_x(), 2), round(p.get_width(), 2)) for p in shaded] == [
         (1.0, 0.5),

@@ -1,4 +1,4 @@
-"""Pictures: overlays on a face, and Action Units over time. Needs matplotlib (extra `plot`)."""
+"""Figures: overlays on a face, and Action Units over time. Needs matplotlib (extra `plot`)."""
 
 from __future__ import annotations
 

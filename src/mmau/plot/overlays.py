@@ -13,10 +13,14 @@ from torch import Tensor
 from mmau._checks import check_choice
 from mmau._optional import require
 from mmau.landmarks import LandmarkScheme
-from mmau.plot._pyplot import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def pyplot() -> Any:
+    """Import matplotlib when something is drawn."""
+    return require("matplotlib.pyplot", purpose="mmau.plot", extra="plot")
 
 
 def _array(values: Tensor | ArrayLike) -> NDArray[Any]:
@@ -28,7 +32,7 @@ def _array(values: Tensor | ArrayLike) -> NDArray[Any]:
 def _show(
     image: Tensor | ArrayLike, ax: Axes | None, *, grey: bool = False
 ) -> tuple[Axes, int, int]:
-    """Draw the picture so that data coordinates are pixels from the top-left corner."""
+    """Draw the image so that data coordinates are pixels from the top-left corner."""
     pixels = _array(image)
     if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
         pixels = pixels.transpose(1, 2, 0)
@@ -38,8 +42,7 @@ def _show(
         )
     height, width = pixels.shape[:2]
     if ax is None:
-        plt = pyplot()
-        ax = plt.figure(figsize=(5, 5 * height / width)).add_axes((0, 0, 1, 1))
+        ax = pyplot().figure(figsize=(5, 5 * height / width)).add_axes((0, 0, 1, 1))
     # Values of 0 to 255 may arrive as floats: they are those that leave [0, 1].
     scale = 255 if pixels.dtype == np.uint8 or pixels.max() > 1 else 1
     shown = np.clip(pixels / scale, 0, 1)
@@ -58,7 +61,7 @@ def draw_landmarks(
     numbers: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw landmarks on a picture.
+    """Draw landmarks on an image.
 
     Args:
         image: `(H, W, 3)` or `(3, H, W)`, 0 to 255 or 0 to 1.
@@ -94,21 +97,16 @@ def draw_landmarks(
         own = len(points)
         points = np.concatenate([points, np.asarray(scheme.derived_matrix()) @ points])
         ax.scatter(points[:own, 0], points[:own, 1], s=8, c="white", edgecolors="black", lw=0.3)
-        for indices, colour in zip(
-            scheme.regions.values(), _colours(scheme.region_names), strict=True
-        ):
-            for marker, chosen in (
-                ("o", [index for index in indices if index < own]),
-                ("D", [index for index in indices if index >= own]),
+        colours = _colours(scheme.region_names)
+        for indices, colour in zip(scheme.regions.values(), colours, strict=True):
+            region = np.asarray(indices)
+            for marker, size, chosen in (
+                ("o", 18, region[region < own]),
+                ("D", 12, region[region >= own]),
             ):
+                x, y = points[chosen].T
                 ax.scatter(
-                    points[chosen, 0],
-                    points[chosen, 1],
-                    s=18 if marker == "o" else 12,
-                    color=colour,
-                    marker=marker,
-                    edgecolors="black",
-                    linewidths=0.4,
+                    x, y, s=size, color=colour, marker=marker, edgecolors="black", linewidths=0.4
                 )
     if numbers:
         for index, (x, y) in enumerate(points):
@@ -126,19 +124,19 @@ def draw_regions(
     labels: Literal["legend", "inside", "none"] = "legend",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the patches of each region on a picture; a patch of several regions is striped.
+    """Draw the patches of each region on an image; a patch of several regions is striped.
 
-    The picture is shown in grey, so that colours mean regions. Left and right of a pair have one
+    The image is shown in grey, so that colours mean regions. Left and right of a pair have one
     hue, the left one is lighter. A patch is as opaque as its weight; below a tenth of the largest
     one it is left out. A region without landmarks, whose weights are even, is not drawn, and the
     legend says so.
 
     Args:
         image: `(H, W, 3)` or `(3, H, W)`, 0 to 255 or 0 to 1.
-        weights: `(m, p)`, weights of `LandmarkToPatch` for this picture.
+        weights: `(m, p)`, weights of `LandmarkToPatch` for this image.
         grid_size: Rows and columns `(h, w)` of the patch grid.
         names: Names of the `m` regions.
-        labels: Where to write the names: `"legend"`, right of the picture; `"inside"`, on the
+        labels: Where to write the names: `"legend"`, right of the image; `"inside"`, on the
             regions, for few of them; `"none"`.
         ax: Axes to draw on; a new figure if left out.
 
@@ -164,10 +162,8 @@ def draw_regions(
             f"{rows} x {columns} patches; got {share.shape}."
         )
     if ax is None:
-        plt = pyplot()
-        ax = plt.figure(figsize=(7 if labels == "legend" else 5, 5)).add_axes(
-            (0, 0, 5 / 7 if labels == "legend" else 1, 1)
-        )
+        width = 7 if labels == "legend" else 5
+        ax = pyplot().figure(figsize=(width, 5)).add_axes((0, 0, 5 / width, 1))
     ax, height, width = _show(image, ax, grey=True)
     from matplotlib.patches import Rectangle
 
@@ -205,21 +201,21 @@ def draw_attention(
     image: Tensor | ArrayLike,
     attention_map: Tensor | ArrayLike,
     *,
-    asking: Tensor | ArrayLike | None = None,
+    query: Tensor | ArrayLike | None = None,
     colorbar: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw an attention map over a picture, patch by patch, brighter where more is attended.
+    """Draw an attention map over an image, patch by patch, brighter where more is attended.
 
-    The picture is shown in grey and stays clear where little is attended. The scale runs from zero
-    to at least twice an even look, so an even map looks even.
+    The image is shown in grey and stays clear where little is attended. The scale runs from zero to
+    at least twice uniform attention, so a uniform map looks uniform.
 
     Args:
         image: `(H, W, 3)` or `(3, H, W)`, 0 to 255 or 0 to 1.
         attention_map: `(h, w)`, attention of one region on the patch grid, at least 0: one head,
             or the mean of the heads, such as `out.attention[0].mean(0)[region].view(h, w)`.
-        asking: `(h, w)`, weights of the region that asks; its patches are outlined.
-        colorbar: Whether to add a scale, in multiples of an even look at all patches.
+        query: `(h, w)`, weights of the region whose query it is; its patches are outlined.
+        colorbar: Whether to add a scale, in multiples of uniform attention.
         ax: Axes to draw on; a new figure if left out.
 
     Returns:
@@ -244,10 +240,10 @@ def draw_attention(
             "`attention_map` must be finite and at least 0; its values run from "
             f"{heat.min():g} to {heat.max():g}."
         )
-    region = None if asking is None else _array(asking)
+    region = None if query is None else _array(query)
     if region is not None and region.shape != heat.shape:
         raise ValueError(
-            f"`asking` must have the shape {heat.shape} of `attention_map`; got {region.shape}."
+            f"`query` must have the shape {heat.shape} of `attention_map`; got {region.shape}."
         )
     ax, height, width = _show(image, ax, grey=True)
     heat = heat / max(float(heat.mean()), np.finfo(float).tiny)
@@ -265,7 +261,7 @@ def draw_attention(
         _outline(ax, region > 0, height, width, "cyan")
     if colorbar:
         scale = ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03)
-        scale.set_label("times an even look")
+        scale.set_label("times uniform attention")
     return ax
 
 
@@ -284,6 +280,7 @@ def _outline(ax: Axes, member: NDArray[Any], height: int, width: int, colour: An
 
 
 def _legend(ax: Axes, names: Sequence[str], colours: list[Any], known: list[bool]) -> None:
+    """Name the regions beside the image, and say which are not visible."""
     from matplotlib.patches import Patch
 
     handles = [
@@ -319,6 +316,7 @@ def _inside(
 
 
 def _grid_lines(ax: Axes, rows: int, columns: int, height: int, width: int) -> None:
+    """Draw the patch grid."""
     ax.vlines(np.linspace(0, width, columns + 1), 0, height, colors="white", lw=0.3, alpha=0.4)
     ax.hlines(np.linspace(0, height, rows + 1), 0, width, colors="white", lw=0.3, alpha=0.4)
     ax.set_xlim(0, width)

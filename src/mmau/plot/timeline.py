@@ -1,47 +1,24 @@
-"""The Action Units of one video over time, with what the model saw and heard."""
+"""The Action Units of one video over time, with its face crops and its sound."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmau._files import atomic_write
-from mmau.plot._pyplot import pyplot
+from mmau.plot.overlays import pyplot
+from mmau.tables.formats import PredictedTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-class Timeline(Protocol):
-    """What can be drawn; `mmau.inference.AUTable` is one."""
-
-    @property
-    def au_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-
-    @property
-    def timestamps(self) -> NDArray[np.float64]:
-        """`(t,)`, seconds."""
-
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """`(t,)`, whether a face was found."""
-
-    @property
-    def probability(self) -> NDArray[np.floating]:
-        """`(t, c)`, in [0, 1]."""
-
-    @property
-    def active(self) -> NDArray[np.bool_]:
-        """`(t, c)`, the decisions."""
-
-
 def draw_timeline(
-    table: Timeline,
+    table: PredictedTable,
     *,
     labels: NDArray[np.integer] | None = None,
     waveform: NDArray[np.floating] | None = None,
@@ -51,7 +28,7 @@ def draw_timeline(
     num_images: int = 12,
     title: str | None = None,
 ) -> Figure:
-    """Draw the Action Units of one video over time, with what the model saw and heard.
+    """Draw the Action Units of one video over time, with its face crops and its sound.
 
     Args:
         table: Predictions, such as `mmau.inference.AUTable`.
@@ -66,13 +43,12 @@ def draw_timeline(
     Returns:
         The figure; spans without a face are shaded.
     """
-    plt = pyplot()
     times = np.asarray(table.timestamps)
     num_aus = len(table.au_names)
     heights = [0.9] * num_aus
     extra = [1.6] * (images is not None) + [1.0] * (waveform is not None)
     figure: Figure
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         len(extra) + num_aus,
         1,
         figsize=(11, 0.55 * num_aus + 1.1 * len(extra) + 0.8),
@@ -117,7 +93,7 @@ def draw_timeline(
         row.spines["bottom"].set_visible(last)
         row.tick_params(bottom=last, labelbottom=last)
     figure.axes[-1].set_xlabel(
-        "seconds; curve: probability, filled: above its threshold, grey: no face seen"
+        "seconds; curve: probability, filled: above its threshold, grey: no face found"
         + (", black bar: label" if labels is not None else "")
     )
     if title:
@@ -125,7 +101,7 @@ def draw_timeline(
     return figure
 
 
-def save_timeline(table: Timeline, path: str | Path, **options: Any) -> Path:
+def save_timeline(table: PredictedTable, path: str | Path, **options: Any) -> Path:
     """Draw a timeline straight into a file, which is complete or absent.
 
     Args:

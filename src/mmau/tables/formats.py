@@ -2,8 +2,8 @@
 
 OpenFace counts frames from 1, py-feat from 0; OpenFace writes intensities 0 to 5 (`AU01_r`) and
 decisions (`AU01_c`), py-feat one column `AU01` per Action Unit, between 0 and 1. A `ForeignAUTable`
-holds either, or what one of our detectors predicted, with the frame counted from 1 and -1 or NaN
-for what is not known.
+holds either, or what a detector predicted, with the frame counted from 1 and -1 or NaN for what is
+not known.
 """
 
 from __future__ import annotations
@@ -11,63 +11,59 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
-from mmau.tables.label_conventions import AnnotationError
+from mmau.tables.label_conventions import AnnotationError, arrange_columns, read_lines
 
-_ROW_COLUMNS = ("frames", "face_ids", "timestamps", "confidence", "success")
+Floats = npt.NDArray[np.float64]
+
+_ROW_ARRAYS = ("face_ids", "timestamps", "confidence", "success")
+_UNIT_ARRAYS = ("prob", "intensity", "labels")
 
 
 class PredictedTable(Protocol):
-    """What `from_predictions` takes; the table of `mmau.inference` is one."""
+    """What a detector predicted, a row per frame and face; `mmau.inference.AUTable` is one."""
 
     @property
     def au_names(self) -> tuple[str, ...]:
         """Names of the columns."""
-        ...
 
     @property
     def frames(self) -> npt.NDArray[np.int64]:
         """`(n)`, frame number, counted from 1."""
-        ...
 
     @property
     def face_id(self) -> npt.NDArray[np.int64] | None:
         """`(n)`, which person, or `None` if there is one."""
-        ...
 
     @property
     def timestamps(self) -> npt.NDArray[np.float64]:
         """`(n)`, seconds."""
-        ...
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
         """`(n)`, whether a face was found."""
-        ...
 
     @property
     def confidence(self) -> npt.NDArray[np.floating]:
         """`(n)`, in [0, 1]."""
-        ...
 
     @property
     def probability(self) -> npt.NDArray[np.floating]:
         """`(n, c)`, in [0, 1]."""
-        ...
 
     @property
     def active(self) -> npt.NDArray[np.bool_]:
         """`(n, c)`, the decisions."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,13 +91,13 @@ class ForeignAUTable:
 
     def __post_init__(self) -> None:
         rows = len(self.frames)
-        for name in ("face_ids", "timestamps", "confidence", "success"):
+        for name in _ROW_ARRAYS:
             if getattr(self, name).shape != (rows,):
                 raise ValueError(
                     f"`{name}` must have shape ({rows},), as `frames`; got "
                     f"{getattr(self, name).shape}."
                 )
-        for name in ("prob", "intensity", "labels"):
+        for name in _UNIT_ARRAYS:
             array = getattr(self, name)
             if array is not None and array.shape != (rows, len(self.au_names)):
                 raise ValueError(
@@ -132,10 +128,8 @@ class ForeignAUTable:
         return cls(
             tuple(table.au_names),
             frames=np.asarray(table.frames, dtype=np.int64),
-            face_ids=(
-                np.zeros(rows, dtype=np.int64)
-                if table.face_id is None
-                else np.asarray(table.face_id, dtype=np.int64)
+            face_ids=np.asarray(
+                np.zeros(rows) if table.face_id is None else table.face_id, dtype=np.int64
             ),
             timestamps=np.asarray(table.timestamps, dtype=np.float64),
             confidence=np.asarray(table.confidence, dtype=np.float64),
@@ -145,24 +139,14 @@ class ForeignAUTable:
         )
 
     def face(self, face_id: int) -> ForeignAUTable:
-        """Keep the rows of one face.
-
-        Args:
-            face_id: Which, as in `face_ids`.
-
-        Returns:
-            A table with those rows.
-
-        Raises:
-            LookupError: If there is no such face.
-        """
+        """Keep the rows of one face, by its number in `face_ids`; `LookupError` if it has none."""
         rows = self.face_ids == face_id
         if not rows.any():
             known = ", ".join(str(i) for i in np.unique(self.face_ids)) or "none"
             raise LookupError(f"no face {face_id} in the table; it has {known}.")
         kept = {
             name: getattr(self, name)[rows]
-            for name in (*_ROW_COLUMNS, "prob", "intensity", "labels")
+            for name in ("frames", *_ROW_ARRAYS, *_UNIT_ARRAYS)
             if getattr(self, name) is not None
         }
         return replace(self, **kept)
@@ -182,18 +166,89 @@ class ForeignAUTable:
         Raises:
             LookupError: If the table has no such array.
         """
-        array = getattr(self, name) if name in ("prob", "intensity", "labels") else None
+        array = getattr(self, name) if name in _UNIT_ARRAYS else None
         if array is None:
             raise LookupError(f"the table has no {name!r}.")
         fill = -1 if name == "labels" else math.nan
-        wanted = np.full((len(self), len(au_names)), fill, dtype=array.dtype)
-        for column, unit in enumerate(au_names):
-            if unit in self.au_names:
-                wanted[:, column] = array[:, self.au_names.index(unit)]
-        return wanted
+        return arrange_columns(array, self.au_names, au_names, fill)
 
 
-_OPENFACE_FIRST = ("frame", "face_id", "timestamp", "confidence", "success")
+# ------------------------------------------------------------------------------------- one reader
+class _Csv:
+    """A table as text, whose cells are asked for by column; errors name the file and the line."""
+
+    def __init__(self, path: str | Path, needed: Sequence[str], writer: str) -> None:
+        self.path = path
+        table = [row for row in csv.reader(read_lines(Path(path))) if row]
+        if not table:
+            raise AnnotationError(f"{path} is empty; expected a header.")
+        self.columns = [name.strip() for name in table[0]]
+        self.rows = table[1:]
+        twice = sorted({name for name in self.columns if name and self.columns.count(name) > 1})
+        if twice:
+            raise AnnotationError(f"{path}, line 1: column {twice[0]!r} occurs twice.")
+        for line, row in enumerate(self.rows, start=2):
+            if len(row) != len(self.columns):
+                raise AnnotationError(
+                    f"{path}, line {line}: expected {len(self.columns)} values, as the header has; "
+                    f"got {len(row)}. The table may have been cut."
+                )
+        lacking = [name for name in needed if name not in self.columns]
+        if lacking:
+            raise AnnotationError(
+                f"{path}, line 1: no column {', '.join(lacking)}; expected a table of {writer}."
+            )
+
+    def units(self, pattern: str) -> dict[str, str]:
+        """Action Units whose columns follow a pattern with their number, to those columns."""
+        found = ((re.fullmatch(pattern, column), column) for column in self.columns)
+        return {f"AU{int(match[1])}": column for match, column in found if match}
+
+    def numbers(self, column: str) -> Floats:
+        """One column; NaN where a cell is empty."""
+        place = self.columns.index(column)
+        values = np.empty(len(self.rows))
+        for row, cells in enumerate(self.rows):
+            text = cells[place].strip()
+            try:
+                values[row] = float(text) if text else math.nan
+            except ValueError as error:
+                raise AnnotationError(
+                    f"{self.path}, line {row + 2}: {column} must be a number; got {text!r}."
+                ) from error
+        return values
+
+    def whole_numbers(self, column: str) -> npt.NDArray[np.int64]:
+        """One column of whole numbers."""
+        values = self.numbers(column)
+        for row in np.flatnonzero(~(values == np.round(values))):
+            text = self.rows[row][self.columns.index(column)].strip()
+            raise AnnotationError(
+                f"{self.path}, line {row + 2}: {column} must be a whole number; got {text!r}."
+            )
+        return values.astype(np.int64)
+
+    def table(self, names: Sequence[str], columns: Mapping[str, str]) -> Floats:
+        """The columns of Action Units, `(n, c)`; NaN for those that have none."""
+        values = np.full((len(self.rows), len(names)), math.nan)
+        for place, name in enumerate(names):
+            if name in columns:
+                values[:, place] = self.numbers(columns[name])
+        return values
+
+
+def _by_number(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=lambda name: int(name[2:])))
+
+
+def _two_digits(name: str) -> str:
+    return f"AU{int(name[2:]):02d}"
+
+
+def _write_lines(path: str | Path, lines: Sequence[str]) -> Path:
+    with atomic_write(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    return Path(path)
 
 
 # ------------------------------------------------------------------------------------- OpenFace
@@ -212,7 +267,7 @@ def read_openface(path: str | Path) -> ForeignAUTable:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        AnnotationError: If a column is missing or a value is no number; says which line.
+        AnnotationError: If a column is missing or a value is not a number; says which line.
 
     Examples:
         >>> import tempfile
@@ -224,36 +279,30 @@ def read_openface(path: str | Path) -> ForeignAUTable:
         >>> table.au_names, table.intensity.tolist(), table.labels.tolist()
         (('AU1',), [[2.31], [nan]], [[1], [-1]])
     """
-    columns, rows = _read_csv(Path(path))
     needed = ("frame", "timestamp", "confidence", "success")
-    _need(path, columns, needed, "FeatureExtraction")
-    names, measured = _openface_units(columns)
+    table = _Csv(path, needed, "FeatureExtraction")
+    intensities, decisions = table.units(r"AU(\d+)_r"), table.units(r"AU(\d+)_c")
+    names = _by_number({*intensities, *decisions})
     if not names:
         raise AnnotationError(f"{path}, line 1: no column of an Action Unit, such as AU01_r.")
-    success = _column(path, columns, rows, "success") == 1
-    arrays: dict[str, npt.NDArray[np.float64]] = {}
-    for kind in ("r", "c"):
-        values = np.full((len(rows), len(names)), math.nan)
-        for place, name in enumerate(names):
-            if (name, kind) in measured:
-                values[:, place] = _column(path, columns, rows, measured[name, kind])
-        values[~success] = math.nan
-        arrays[kind] = values
-    if ((arrays["c"] != 0) & (arrays["c"] != 1) & ~np.isnan(arrays["c"])).any():
+    success = table.numbers("success") == 1
+    intensity, decided = table.table(names, intensities), table.table(names, decisions)
+    intensity[~success] = decided[~success] = math.nan
+    if ((decided != 0) & (decided != 1) & ~np.isnan(decided)).any():
         raise AnnotationError(f"{path}: decisions (columns AUxx_c) must be 0 or 1.")
-    has = {kind: any(key[1] == kind for key in measured) for kind in ("r", "c")}
-    face = "face_id" in columns
+    if "face_id" in table.columns:
+        face_ids = table.whole_numbers("face_id")
+    else:
+        face_ids = np.zeros(len(success), dtype=np.int64)
     return ForeignAUTable(
         names,
-        frames=_whole(path, columns, rows, "frame"),
-        face_ids=(
-            _whole(path, columns, rows, "face_id") if face else np.zeros(len(rows), dtype=np.int64)
-        ),
-        timestamps=_column(path, columns, rows, "timestamp"),
-        confidence=_column(path, columns, rows, "confidence"),
+        frames=table.whole_numbers("frame"),
+        face_ids=face_ids,
+        timestamps=table.numbers("timestamp"),
+        confidence=table.numbers("confidence"),
         success=success,
-        intensity=arrays["r"] if has["r"] else None,
-        labels=np.nan_to_num(arrays["c"], nan=-1).astype(np.int8) if has["c"] else None,
+        intensity=intensity if intensities else None,
+        labels=np.nan_to_num(decided, nan=-1).astype(np.int8) if decisions else None,
     )
 
 
@@ -292,42 +341,29 @@ def write_openface(
             "an OpenFace table needs `intensity` (AUxx_r) or `labels` (AUxx_c); the table has "
             "neither."
         )
-    heading = list(_OPENFACE_FIRST)
+    heading = ["frame", "face_id", "timestamp", "confidence", "success"]
     known = np.zeros(len(table), dtype=np.bool_)
-    parts: list[tuple[npt.NDArray[Any], Callable[[float], str]]] = []
+    values = np.zeros((len(table), 0))
     if intensity is not None:
         heading += [f"{_two_digits(name)}_r" for name in table.au_names]
         known |= (~np.isnan(intensity)).any(axis=1)
-        parts.append((np.nan_to_num(intensity, nan=0.0), lambda value: f"{value:.2f}"))
+        values = np.nan_to_num(intensity, nan=0.0)
     if table.labels is not None:
         heading += [f"{_two_digits(name)}_c" for name in table.au_names]
         known |= (table.labels >= 0).any(axis=1)
-        parts.append((np.maximum(table.labels, 0), lambda value: f"{value:.2f}"))
+        values = np.concatenate([values, np.maximum(table.labels, 0)], axis=1)
+    timestamps, confidence = np.nan_to_num(table.timestamps), np.nan_to_num(table.confidence)
     lines = [", ".join(heading)]
     for row in range(len(table)):
         first = (
             f"{table.frames[row]}",
             f"{table.face_ids[row]}",
-            f"{_number(table.timestamps[row]):.3f}",
-            f"{_number(table.confidence[row]):.2f}",
+            f"{timestamps[row]:.3f}",
+            f"{confidence[row]:.2f}",
             f"{int(table.success[row] and known[row])}",
         )
-        rest = [show(value) for values, show in parts for value in values[row]]
-        lines.append(", ".join((*first, *rest)))
-    return _write_lines(Path(path), lines)
-
-
-def _openface_units(
-    columns: Sequence[str],
-) -> tuple[tuple[str, ...], dict[tuple[str, str], str]]:
-    """Names in numeric order, and the column of each (name, r or c)."""
-    measured = {}
-    for column in columns:
-        match = re.fullmatch(r"AU(\d+)_([rc])", column)
-        if match:
-            measured[f"AU{int(match[1])}", match[2]] = column
-    names = sorted({name for name, _ in measured}, key=lambda name: int(name[2:]))
-    return tuple(names), measured
+        lines.append(", ".join((*first, *(f"{value:.2f}" for value in values[row]))))
+    return _write_lines(path, lines)
 
 
 # -------------------------------------------------------------------------------------- py-feat
@@ -343,7 +379,7 @@ def read_pyfeat(path: str | Path) -> ForeignAUTable:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        AnnotationError: If a column is missing, or a value is no number or outside [0, 1].
+        AnnotationError: If a column is missing, or a value is not a number or outside [0, 1].
 
     Examples:
         >>> import tempfile
@@ -353,29 +389,27 @@ def read_pyfeat(path: str | Path) -> ForeignAUTable:
         >>> table.frames.tolist(), table.success.tolist(), table.prob.tolist()
         ([1, 2], [True, False], [[0.25, 0.75], [nan, nan]])
     """
-    columns, rows = _read_csv(Path(path))
-    _need(path, columns, ("frame",), "py-feat's Fex.to_csv")
-    units = {f"AU{int(c[2:])}": c for c in columns if re.fullmatch(r"AU\d+", c)}
+    table = _Csv(path, ("frame",), "py-feat's Fex.to_csv")
+    units = table.units(r"AU(\d+)")
     if not units:
         raise AnnotationError(f"{path}, line 1: no column of an Action Unit, such as AU01.")
-    names = tuple(sorted(units, key=lambda name: int(name[2:])))
-    prob = np.stack([_column(path, columns, rows, units[name]) for name in names], axis=1)
+    names = _by_number(units)
+    prob = table.table(names, units)
     if ((prob < 0) | (prob > 1)).any():
         raise AnnotationError(f"{path}: the columns of Action Units must be within 0 and 1.")
-    frames = _whole(path, columns, rows, "frame") + 1
-    face_ids = np.zeros(len(rows), dtype=np.int64)
-    seen: dict[int, int] = {}
+    frames = table.whole_numbers("frame") + 1
+    face_ids = np.zeros(len(frames), dtype=np.int64)
+    seen: Counter[int] = Counter()
     for row, frame in enumerate(frames.tolist()):
-        face_ids[row] = seen.get(frame, 0)
-        seen[frame] = seen.get(frame, 0) + 1
-    nothing = np.full(len(rows), math.nan)
-    scored = "FaceScore" in columns
+        face_ids[row] = seen[frame]
+        seen[frame] += 1
+    nothing = np.full(len(frames), math.nan)
     return ForeignAUTable(
         names,
         frames=frames,
         face_ids=face_ids,
         timestamps=nothing,
-        confidence=_column(path, columns, rows, "FaceScore") if scored else nothing,
+        confidence=table.numbers("FaceScore") if "FaceScore" in table.columns else nothing,
         success=np.asarray(~np.isnan(prob).all(axis=1)),
         prob=prob,
     )
@@ -405,81 +439,4 @@ def write_pyfeat(path: str | Path, table: ForeignAUTable) -> Path:
         cells = [table.confidence[row], *values[row]]
         shown = ["" if math.isnan(cell) else repr(float(cell)) for cell in cells]
         lines.append(",".join((*shown, str(int(table.frames[row]) - 1))))
-    return _write_lines(Path(path), lines)
-
-
-# ------------------------------------------------------------------------------------- internals
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Stripped header and rows of equal length."""
-    if not path.is_file():
-        kind = "a folder, not a file" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{kind}: {path}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = [row for row in csv.reader(file) if row]
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path} is not a text file: {error.reason}.") from error
-    if not table:
-        raise AnnotationError(f"{path} is empty; expected a header.")
-    columns = [name.strip() for name in table[0]]
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise AnnotationError(f"{path}, line 1: column {twice[0]!r} occurs twice.")
-    for number, row in enumerate(table[1:], start=2):
-        if len(row) != len(columns):
-            raise AnnotationError(
-                f"{path}, line {number}: expected {len(columns)} values, as the header has; got "
-                f"{len(row)}. The table may have been cut."
-            )
-    return columns, table[1:]
-
-
-def _need(path: str | Path, columns: Sequence[str], names: Sequence[str], writer: str) -> None:
-    lacking = [name for name in names if name not in columns]
-    if lacking:
-        raise AnnotationError(
-            f"{path}, line 1: no column {', '.join(lacking)}; expected a table of {writer}."
-        )
-
-
-def _column(
-    path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
-) -> npt.NDArray[np.float64]:
-    place = columns.index(name)
-    values = np.empty(len(rows))
-    for number, row in enumerate(rows):
-        text = row[place].strip()
-        try:
-            values[number] = float(text) if text else math.nan
-        except ValueError as error:
-            raise AnnotationError(
-                f"{path}, line {number + 2}: {name} must be a number; got {text!r}."
-            ) from error
-    return values
-
-
-def _whole(
-    path: str | Path, columns: Sequence[str], rows: Sequence[Sequence[str]], name: str
-) -> npt.NDArray[np.int64]:
-    values = _column(path, columns, rows, name)
-    bad = np.flatnonzero(~(values == np.round(values)))
-    if len(bad):
-        raise AnnotationError(
-            f"{path}, line {bad[0] + 2}: {name} must be a whole number; got "
-            f"{rows[bad[0]][columns.index(name)].strip()!r}."
-        )
-    return values.astype(np.int64)
-
-
-def _two_digits(name: str) -> str:
-    return f"AU{int(name[2:]):02d}"
-
-
-def _number(value: float) -> float:
-    return 0.0 if math.isnan(value) else float(value)
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> Path:
-    with atomic_write(path) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    return path
+    return _write_lines(path, lines)

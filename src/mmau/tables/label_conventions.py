@@ -1,8 +1,7 @@
-"""Labels of other data sets, in ours: 1 active, 0 not active, -1 unknown.
+"""Labels of other data sets, in our convention: 1 active, 0 not active, -1 unknown.
 
 BP4D writes one table per recording, with the frame number in front and 9 for what could not be
-seen; others write 999. DISFA writes one file of intensities, 0 to 5, per Action Unit. Both readers
-keep the frame numbers of the files, so that labels are joined to frames by number.
+seen; others write 999. DISFA writes one file of intensities, 0 to 5, per Action Unit.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +37,20 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+Number = TypeVar("Number", bound=np.generic)
+
+
+def arrange_columns(
+    array: npt.NDArray[Number], au_names: Sequence[str], wanted: Sequence[str], fill: float
+) -> npt.NDArray[Number]:
+    """The columns of `(n, c)` by name; `fill` in those that there are not."""
+    arranged = np.full((len(array), len(wanted)), fill, dtype=array.dtype)
+    for column, name in enumerate(wanted):
+        if name in au_names:
+            arranged[:, column] = array[:, au_names.index(name)]
+    return arranged
+
+
 BP4D_UNKNOWN: tuple[int, ...] = (9, 999)
 """Codes for "unknown": 9 in BP4D, 999 in tables derived from it and from others; -1 always is."""
 
@@ -57,19 +70,8 @@ class NumberedLabels:
     """`(n, c)`, 1, 0, or -1 where it is not known."""
 
     def select(self, au_names: Sequence[str] = AU_NAMES) -> npt.NDArray[np.int8]:
-        """Arrange the columns by name.
-
-        Args:
-            au_names: Wanted columns, in order.
-
-        Returns:
-            `(n, c)`, int8; -1 in columns that the recording does not have.
-        """
-        wanted = np.full((len(self.labels), len(au_names)), -1, dtype=np.int8)
-        for column, name in enumerate(au_names):
-            if name in self.au_names:
-                wanted[:, column] = self.labels[:, self.au_names.index(name)]
-        return wanted
+        """Arrange the columns by name: `(n, c)`, -1 in those that the recording does not have."""
+        return arrange_columns(self.labels, self.au_names, au_names, -1)
 
     def at(self, numbers: Iterable[int]) -> npt.NDArray[np.int8]:
         """Give each frame the row of its own number.
@@ -101,15 +103,7 @@ def labels_from_occurrence(
         >>> labels_from_occurrence([0, 1, 9, 999, -1]).tolist()
         [0, 1, -1, -1, -1]
     """
-    codes = _whole_numbers(values, "values")
-    is_unknown = np.isin(codes, [-1, *unknown])
-    bad = ~is_unknown & (codes != 0) & (codes != 1)
-    if bad.any():
-        accepted = ", ".join(str(code) for code in (-1, *unknown))
-        raise ValueError(
-            f"`values` must be 0, 1 or a code for unknown ({accepted}); got {codes[bad].flat[0]}."
-        )
-    return np.where(is_unknown, -1, codes).astype(np.int8)
+    return _labels(values, unknown, highest=1, present_from=1, expected="0, 1")
 
 
 def labels_from_intensity(
@@ -125,13 +119,23 @@ def labels_from_intensity(
         [0, 0, 1, 1, -1]
     """
     check_range("present_from", present_from, 1, 5)
-    codes = _whole_numbers(values, "values")
+    expected = "intensities 0 to 5"
+    return _labels(values, unknown, highest=5, present_from=present_from, expected=expected)
+
+
+def _labels(
+    values: npt.ArrayLike, unknown: Sequence[int], *, highest: int, present_from: int, expected: str
+) -> npt.NDArray[np.int8]:
+    given = np.asarray(values)
+    if given.dtype.kind not in "iub" and not (given.size == 0 or (given == np.round(given)).all()):
+        raise ValueError(f"`values` must be whole numbers; got {given.dtype.name} with fractions.")
+    codes = given.astype(np.int64)
     is_unknown = np.isin(codes, [-1, *unknown])
-    bad = ~is_unknown & ((codes < 0) | (codes > 5))
+    bad = ~is_unknown & ((codes < 0) | (codes > highest))
     if bad.any():
         accepted = ", ".join(str(code) for code in (-1, *unknown))
         raise ValueError(
-            f"`values` must be intensities 0 to 5 or a code for unknown ({accepted}); got "
+            f"`values` must be {expected} or a code for unknown ({accepted}); got "
             f"{codes[bad].flat[0]}."
         )
     return np.where(is_unknown, -1, codes >= present_from).astype(np.int8)
@@ -263,10 +267,3 @@ def _rows(
             )
         rows.append(values)
     return np.array(rows, dtype=np.int64).reshape(len(rows), num_columns)
-
-
-def _whole_numbers(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
-    codes = np.asarray(values)
-    if codes.dtype.kind not in "iub" and not (codes.size == 0 or (codes == np.round(codes)).all()):
-        raise ValueError(f"`{name}` must be whole numbers; got {codes.dtype.name} with fractions.")
-    return codes.astype(np.int64)
