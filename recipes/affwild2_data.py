@@ -18,6 +18,7 @@ from mmau.data.affwild2 import Trial, find_trials, join_labels, read_annotation
 from mmau.data.clips import ClipAugmentation, ClipDataset
 from mmau.data.prepare import prepare_dataset
 from mmau.data.prepared import PreparedTrial, load_trial
+from mmau.media import FaceOptions
 from mmau.progress import progress_bar
 from mmau.synthetic import render_dataset
 from mmau.training import ItemKey, share_longest_first
@@ -93,7 +94,9 @@ def _prepare(
             chosen = {t.name: t.video for t in trials if t.face == face and t.name in names}
             label = "find faces" if face == "largest" else f"find faces, {face}"
             with progress_bar(label, unit="videos", quiet=quiet or not chosen) as progress:
-                paths |= prepare_dataset(chosen, folder, face=face, progress=progress, **options)
+                paths |= prepare_dataset(
+                    chosen, folder, faces=FaceOptions(face=face), progress=progress, **options
+                )
         return paths
 
     paths = prepare(shares[accelerator.process_index], quiet=not accelerator.is_main_process)

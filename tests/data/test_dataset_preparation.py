@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmau import _pool
 from mmau.data import prepare
 from mmau.data.prepare import (
     PreparationError,
@@ -24,12 +25,14 @@ from mmau.data.prepare import (
 )
 from mmau.data.prepared import load_trial
 from mmau.data.store import CacheError, DiskFullError
+from mmau.media import FaceOptions
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("mediapipe")
 
 SIZE = 160
+EVERY_FACE = FaceOptions(face="all")
 
 
 def write_clip(path, images, *, fps=15, fast_start=False):
@@ -117,7 +120,7 @@ def test_a_second_run_does_nothing_and_a_changed_source_is_refused(tmp_path, cli
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, clip):
+def test_a_killed_run_resumes_where_it_stopped(tmp_path, clip):
     """kill -9 in the middle; then the same call gives the bytes of a run that was left alone."""
     names = [f"v{index:02}" for index in range(24)]
     script = (
@@ -266,7 +269,7 @@ def test_several_processes_are_spawned_and_give_the_same_files(tmp_path, clip, m
     """A forked MediaPipe hangs, so the start method is not left to the platform."""
     started = []
     monkeypatch.setattr(
-        prepare,
+        _pool,
         "get_context",
         lambda kind: started.append(kind) or multiprocessing.get_context(kind),
     )
@@ -294,11 +297,11 @@ class Pool:
         from concurrent.futures import Future
 
         future = Future()
-        self.broken |= any(job.target.name in self.deadly for job in jobs) or not self.can_start
+        self.broken |= any(job in self.deadly for job in jobs) or not self.can_start
         if self.broken:
-            future.set_exception(prepare.BrokenProcessPool("gone"))
+            future.set_exception(_pool.BrokenProcessPool("gone"))
         else:
-            future.set_result(True if work is prepare._is_ready else None)
+            future.set_result(True if work is _pool._is_ready else None)
         return future
 
     def shutdown(self, **options):
@@ -307,31 +310,29 @@ class Pool:
 
 def jobs_named(*names):
     target = {name: prepare.TrialTarget(Path(), name, all_faces=False) for name in names}
-    return {name: prepare.PreparationJob("v.mp4", target[name], "", False) for name in names}
+    return {name: prepare.PreparationJob("v.mp4", target[name], False) for name in names}
 
 
 def test_a_video_that_kills_its_process_is_found_and_the_others_are_done(monkeypatch):
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(_pool, "ProcessPoolExecutor", Pool)
     todo = jobs_named("a", "b", "deadly", *"cdefghij")
-    done = dict(prepare.run_jobs(todo, None, 2))
+    done = dict(prepare.run_jobs(todo, FaceOptions(), 16, 2))
     assert set(done) == set(todo)
     assert {name for name, reason in done.items() if reason is not None} == {"deadly"}
     assert re.match(r"the process that read it was killed, .*: v\.mp4", done["deadly"])
 
 
 def test_processes_that_cannot_start_are_reported_once(monkeypatch):
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(_pool, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(Pool, "can_start", False)
     with pytest.raises(RuntimeError, match=r"worker processes cannot start\. .*__main__"):
-        dict(prepare.run_jobs(jobs_named(*"abc"), None, 2))
+        dict(prepare.run_jobs(jobs_named(*"abc"), FaceOptions(), 16, 2))
 
 
 # ---------------------------------------------------------------------- people
-def test_everybody_is_a_trial_of_their_own_with_a_row_for_every_frame(
-    tmp_path, couple, monkeypatch
-):
+def test_each_face_is_a_trial_with_a_row_for_every_frame(tmp_path, couple, monkeypatch):
     monkeypatch.setattr(prepare, "_FRAMES_AT_ONCE", 5)  # the second comes in a later chunk
-    files = prepare_dataset({"talk": couple}, tmp_path, crop_size=32, face="all")
+    files = prepare_dataset({"talk": couple}, tmp_path, crop_size=32, faces=EVERY_FACE)
     assert list(files) == ["talk_face0", "talk_face1"]
     first, second = (load_trial(file) for file in files.values())
     for number, trial in enumerate((first, second)):
@@ -350,28 +351,28 @@ def test_everybody_is_a_trial_of_their_own_with_a_row_for_every_frame(
     assert (second.valid == ((np.arange(20) >= came) & (np.arange(20) < 16))).all()
     assert (second.boxes[second.valid][:, 0] > SIZE - 10).all()
     # Each of them is what the same person is alone.
-    one = prepare_video(couple, crop_size=32, face=1)
+    one = prepare_video(couple, crop_size=32, faces=FaceOptions(face=1))
     np.testing.assert_array_equal(one.crops, second.crops)
     np.testing.assert_array_equal(one.landmarks, second.landmarks)
 
 
-def test_everybody_again_does_nothing_and_a_changed_list_is_refused(tmp_path, couple, monkeypatch):
-    files = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, face="all")
+def test_all_faces_again_does_nothing_and_a_changed_list_is_refused(tmp_path, couple, monkeypatch):
+    files = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, faces=EVERY_FACE)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "prepare_file", None)
-        again = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, face="all")
+        again = prepare_dataset({"talk": couple}, tmp_path, crop_size=16, faces=EVERY_FACE)
     assert again == files
     assert again.reused == ("talk_face0", "talk_face1")
     with pytest.raises(CacheError, match=r"stale \(crop_size was 16 and is now 32\)"):
-        prepare_dataset({"talk": couple}, tmp_path, crop_size=32, face="all")
+        prepare_dataset({"talk": couple}, tmp_path, crop_size=32, faces=EVERY_FACE)
     (tmp_path / "talk.faces.json").write_text("{}")
     with pytest.raises(CacheError, match=r"not a list of people; delete it: .*talk\.faces\.json"):
-        prepare_dataset({"talk": couple}, tmp_path, crop_size=16, face="all")
+        prepare_dataset({"talk": couple}, tmp_path, crop_size=16, faces=EVERY_FACE)
 
 
 def test_a_video_without_a_face_is_one_trial_without_a_valid_row(tmp_path):
     wall = write_clip(tmp_path / "wall.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 3)
-    files = prepare_dataset({"wall": wall}, tmp_path / "out", crop_size=16, face="all")
+    files = prepare_dataset({"wall": wall}, tmp_path / "out", crop_size=16, faces=EVERY_FACE)
     assert list(files) == ["wall_face0"]
     assert load_trial(files["wall_face0"]).valid.tolist() == [False] * 3
 
@@ -379,20 +380,20 @@ def test_a_video_without_a_face_is_one_trial_without_a_valid_row(tmp_path):
 @pytest.mark.parametrize(("face", "left"), [("left", True), ("right", False), (0, True)])
 def test_one_of_two_is_chosen(tmp_path, portraits, face, left):
     both = write_clip(tmp_path / "both.mp4", [np.concatenate(portraits, axis=1)] * 3)
-    trial = prepare_video(both, crop_size=32, face=face)
+    trial = prepare_video(both, crop_size=32, faces=FaceOptions(face=face))
     assert trial.valid.all()
     assert ((trial.boxes[:, 0] < SIZE / 2) == left).all()
 
 
 def test_a_person_who_never_comes_is_said(clip):
-    trial = prepare_video(clip, crop_size=16, face=7)
+    trial = prepare_video(clip, crop_size=16, faces=FaceOptions(face=7))
     assert not trial.valid.any()
     assert trial.warnings == ("no face has the number 7; numbers seen: 0",)
 
 
 def test_a_name_that_could_be_a_person_is_refused(tmp_path, clip):
     with pytest.raises(ValueError, match="must not end in _face and a number; got 'a_face1'"):
-        prepare_dataset({"a_face1": clip}, tmp_path, face="all")
+        prepare_dataset({"a_face1": clip}, tmp_path, faces=EVERY_FACE)
 
 
 # ---------------------------------------------------------------------- wrong use
@@ -409,8 +410,11 @@ def test_a_name_stays_in_the_folder(tmp_path, clip, name):
     [
         ({"jobs": 0}, ValueError, "`jobs` must be in"),
         ({"crop_size": 1}, ValueError, "`crop_size` must be in"),
-        ({"detector": "mediapip"}, LookupError, "no face detector named 'mediapip'; did you mean"),
-        ({"face": "everyone"}, ValueError, "`face` must be one of"),
+        (
+            {"faces": FaceOptions("mediapip")},
+            LookupError,
+            "no face detector named 'mediapip'; did you mean",
+        ),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, clip, options, error, message):
@@ -421,21 +425,24 @@ def test_wrong_options_are_refused(tmp_path, clip, options, error, message):
 
 def test_the_fingerprint_holds_every_option(tmp_path, clip):
     (tmp_path / "clip.csv").write_text("frame,left,top,right,bottom\n")
-    plain = {"crop_size": 48, "detector": "mediapipe"}
     variants = [
-        plain,
-        {**plain, "crop_size": 32},
-        {**plain, "detector": "precomputed"},
-        {**plain, "landmarks": "precomputed"},
-        {**plain, "face": "left"},
-        {**plain, "detector_options": {"min_score": 0.4}},
-        {**plain, "detector_options": {"path": tmp_path}},
-        {**plain, "landmark_options": {"path": tmp_path}},
+        (48, FaceOptions()),
+        (32, FaceOptions()),
+        (48, FaceOptions(detector="precomputed")),
+        (48, FaceOptions(landmarks="precomputed")),
+        (48, FaceOptions(face="left")),
+        (48, FaceOptions(detector_options={"min_score": 0.4})),
+        (48, FaceOptions(detector_options={"path": tmp_path})),
+        (48, FaceOptions(landmark_options={"path": tmp_path})),
     ]
-    prints = [source_fingerprint(clip, **variant) for variant in variants]
+
+    def print_of(variant):
+        return source_fingerprint(clip, crop_size=variant[0], faces=variant[1])
+
+    prints = [print_of(variant) for variant in variants]
     assert len(set(prints)) == len(variants)
     (tmp_path / "clip.csv").write_text("frame,left,top,right,bottom\n1,0,0,9,9\n")
-    assert source_fingerprint(clip, **variants[6]) != prints[6]
+    assert print_of(variants[6]) != prints[6]
     assert "path of the trial" in json.loads(prints[6])["detector_options"]
 
 

@@ -14,7 +14,7 @@ from mmau.data.prepared import (
     save_trial,
 )
 from mmau.data.store import CacheError, DiskFullError
-from mmau.media import MediaError
+from mmau.media import FaceOptions, MediaError
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -159,19 +159,28 @@ def test_progress_counts_frames(clip):
     ("options", "error", "message"),
     [
         ({"crop_size": 2}, ValueError, "`crop_size` must be in"),
-        ({"detector": "mediapip"}, LookupError, "no face detector named 'mediapip'; did you mean"),
-        ({"face": "big"}, ValueError, "`face` must be one of 'largest', 'left', 'right', 'all'"),
-        ({"face": -1}, ValueError, "`face` must be in"),
-        ({"face": True}, TypeError, "`face` must be a word or the number of a person; got True"),
-        ({"face": "all"}, ValueError, "`face='all'` gives one trial per person, so it needs"),
-        ({"landmarks": "dlib"}, LookupError, "no landmark extractor named 'dlib'"),
         (
-            {"detector_options": {"min_scor": 1}},
+            {"faces": FaceOptions("mediapip")},
+            LookupError,
+            "no face detector named 'mediapip'; did you mean",
+        ),
+        (
+            {"faces": FaceOptions(face="all")},
+            ValueError,
+            "`face='all'` gives one trial per person, so it needs",
+        ),
+        (
+            {"faces": FaceOptions(landmarks="dlib")},
+            LookupError,
+            "no landmark extractor named 'dlib'",
+        ),
+        (
+            {"faces": FaceOptions(detector_options={"min_scor": 1})},
             TypeError,
             "face detector 'mediapipe' takes no option 'min_scor'; did you mean 'min_score'",
         ),
         (
-            {"landmark_options": {"path": "a"}},
+            {"faces": FaceOptions(landmark_options={"path": "a"})},
             TypeError,
             "landmark extractor 'mediapipe' takes no option 'path'",
         ),
@@ -185,7 +194,7 @@ def test_wrong_options_are_refused(clip, options, error, message):
 
 def test_a_missing_video_is_named_before_models_are_loaded(tmp_path):
     with pytest.raises(MediaError, match=r"no such file: .*no\.mp4"):
-        prepare_video(tmp_path / "no.mp4", detector="also wrong")
+        prepare_video(tmp_path / "no.mp4", faces=FaceOptions("also wrong"))
 
 
 def test_the_arrays_of_a_trial_must_fit_together():
@@ -282,8 +291,8 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 
 
 def test_a_stale_file_is_refused_with_what_changed(tmp_path, clip):
-    made = source_fingerprint(clip, crop_size=48, detector="mediapipe")
-    wanted = source_fingerprint(clip, crop_size=64, detector="mediapipe")
+    made = source_fingerprint(clip, crop_size=48)
+    wanted = source_fingerprint(clip, crop_size=64)
     path = save_trial(small_trial(), tmp_path / "a.safetensors", fingerprint=made)
     assert load_trial(path, fingerprint=made).name == "a"
     with pytest.raises(CacheError, match=r"stale \(crop_size was 48 and is now 64\); delete it"):
@@ -296,7 +305,7 @@ def test_a_stale_file_is_refused_with_what_changed(tmp_path, clip):
 def test_a_fingerprint_changes_with_the_source(tmp_path):
     source = tmp_path / "a.mp4"
     source.write_bytes(b"one")
-    options = {"crop_size": 48, "detector": "mediapipe"}
+    options = {"crop_size": 48}
     first = source_fingerprint(source, **options)
     assert first == source_fingerprint(source, **options)
     os.utime(source, ns=(1, 1))
@@ -313,7 +322,7 @@ def test_a_video_prepared_into_a_file_is_the_one_prepared_in_memory(tmp_path, cl
     written = prepare_video(clip, crop_size=48, file=tmp_path / "talk.safetensors", name="clip")
     assert isinstance(written.crops, np.memmap)
     assert_same(written, trial)
-    fingerprint = source_fingerprint(clip, crop_size=48, detector="mediapipe", name="clip")
+    fingerprint = source_fingerprint(clip, crop_size=48, name="clip")
     assert_same(load_trial(tmp_path / "talk.safetensors", fingerprint=fingerprint), trial)
     # The bytes are those of save_trial, so that there is one format and not two.
     again = save_trial(trial, tmp_path / "again.safetensors", fingerprint=fingerprint)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmau.data.prepare import iterate_prepared, prepare_video
-from mmau.media import MediaError, iterate_audio, read_audio
+from mmau.media import FaceOptions, MediaError, iterate_audio, read_audio
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -81,7 +81,7 @@ def test_chunks_one_after_the_other_are_the_trial(clip, frames_per_chunk):
         assert joined.dtype == getattr(trial, name).dtype
     assert stream.num_frames == stream.num_frames_expected == stream.info.num_frames_announced == 12
     assert (stream.shortfall, stream.warnings) == (0, ())
-    assert set(stream.seconds) == {"decode", "faces"}
+    assert set(stream.seconds) == {"decode", "detect"}
     assert min(stream.seconds.values()) > 0
 
 
@@ -259,7 +259,7 @@ def test_twenty_flipped_bytes_are_noticed(noisy):
         ("", b"", "expected a file but this is a folder"),
     ],
 )
-def test_what_is_no_video_is_said_in_one_sentence(tmp_path, name, content, message):
+def test_what_is_not_a_video_is_said_in_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None and name:
         path.write_bytes(content)
@@ -282,10 +282,12 @@ def test_a_file_without_its_index_is_refused(tmp_path, portrait):
     [
         ({"frames_per_chunk": 0}, ValueError, "`frames_per_chunk` must be in"),
         ({"crop_size": 4}, ValueError, "`crop_size` must be in"),
-        ({"face": "all"}, ValueError, "`face='all'` gives one trial per person"),
-        ({"face": 1.5}, TypeError, "`face` must be a word or the number of a person; got 1.5"),
-        ({"landmarks": "mediapip"}, LookupError, "no landmark extractor named 'mediapip'"),
-        ({"num_threads": -1}, ValueError, "`num_threads` must be in"),
+        ({"faces": FaceOptions(face="all")}, ValueError, "`face='all'` gives one trial per person"),
+        (
+            {"faces": FaceOptions(landmarks="mediapip")},
+            LookupError,
+            "no landmark extractor named 'mediapip'",
+        ),
     ],
 )
 def test_wrong_options_are_refused_at_the_call(clip, options, error, message):
@@ -301,7 +303,9 @@ def test_boxes_of_a_table_take_the_place_of_the_detector(tmp_path, clip):
     rows = [f"{i + 1},{','.join(f'{v:.1f}' for v in found.boxes[i])},0.5" for i in range(3)]
     table.write_text("\n".join(["frame,left,top,right,bottom,score", *rows, ""]))
     trial = prepare_video(
-        clip, crop_size=32, detector="precomputed", detector_options={"path": table}
+        clip,
+        crop_size=32,
+        faces=FaceOptions(detector="precomputed", detector_options={"path": table}),
     )
     assert trial.valid.tolist() == [True] * 3 + [False] * 9
     np.testing.assert_allclose(trial.landmarks[:3], found.landmarks[:3], atol=0.6)
@@ -323,10 +327,7 @@ def test_landmarks_of_a_table_are_taken_as_they_are(tmp_path, clip):
     trial = prepare_video(
         clip,
         crop_size=32,
-        detector="precomputed",
-        detector_options=options,
-        landmarks="precomputed",
-        landmark_options=options,
+        faces=FaceOptions("precomputed", "precomputed", "largest", options, options),
     )
     assert np.flatnonzero(~trial.valid).tolist() == [5, 6]
     expected = np.concatenate([points.min(axis=2), points.max(axis=2)], axis=1)
@@ -345,7 +346,8 @@ def test_aligned_crops_are_joined_by_number(tmp_path, clip):
     for junk in (".DS_Store", "._00004.jpg", "00005.txt"):
         (folder / junk).write_bytes(b"junk")
     options = {"path": tmp_path / "cropped_aligned"}
-    trial = prepare_video(clip, crop_size=56, detector="aligned_crops", detector_options=options)
+    faces = FaceOptions(detector="aligned_crops", detector_options=options)
+    trial = prepare_video(clip, crop_size=56, faces=faces)
     assert np.flatnonzero(trial.valid).tolist() == [0, 1, 2, 5]
     small = cv2.resize(found.crops[0], (56, 56), interpolation=cv2.INTER_AREA)
     assert np.abs(trial.crops[5].astype(int) - small).mean() < 3  # JPEG
@@ -353,8 +355,10 @@ def test_aligned_crops_are_joined_by_number(tmp_path, clip):
     assert np.isnan(trial.boxes).all()
     (folder / "00009.jpg").write_bytes(b"")
     with pytest.raises(MediaError, match=r"not a picture that can be decoded: .*00009\.jpg"):
-        prepare_video(clip, detector="aligned_crops", detector_options=options)
+        prepare_video(clip, faces=faces)
     with pytest.raises(MediaError, match="no folder with the aligned crops of 'other'"):
-        prepare_video(clip, name="other", detector="aligned_crops", detector_options=options)
+        prepare_video(clip, name="other", faces=faces)
     with pytest.raises(MediaError, match="no such folder of aligned crops"):
-        prepare_video(clip, detector="aligned_crops", detector_options={"path": os.devnull})
+        prepare_video(
+            clip, faces=FaceOptions("aligned_crops", detector_options={"path": os.devnull})
+        )

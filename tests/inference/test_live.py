@@ -6,7 +6,7 @@ import torch
 
 from mmau.evaluation import Calibration
 from mmau.inference import AUPredictor, StageTimes
-from mmau.inference.live import _LiveSound
+from mmau.inference.stream import LiveSound
 from mmau.media import read_audio
 from mmau.media.video import VideoReader
 
@@ -105,10 +105,10 @@ def test_wrong_use_is_one_sentence(small_detector, frames):
 
 
 def test_memory_of_the_sound_does_not_grow(small_detector):
-    sound = _LiveSound(small_detector(), 0.0, 1.0)
+    sound = LiveSound(small_detector(), 0.0, 1.0)
     visual = torch.zeros(1, 32)
     for step in range(200):
-        sound.hear(np.full(1600, 0.1, dtype=np.float32))
-        sound.align(visual, step * 0.1)
+        sound.add(np.full(1600, 0.1, dtype=np.float32))
+        sound.align(visual, np.array([step * 0.1]))
     assert len(sound._waveform) < 1.1 * 16000
     assert len(sound._times) < 100

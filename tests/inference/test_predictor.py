@@ -8,10 +8,11 @@ from mmau.data.prepare import prepare_video
 from mmau.evaluation import Calibration
 from mmau.functional import asymmetric_posterior
 from mmau.inference import AUPredictor, StageTimes
-from mmau.media import MediaError, read_audio
+from mmau.media import FaceOptions, MediaError, read_audio
 from mmau.media.video import VideoReader
 
 NAMES = ("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24", "AU25", "AU26")
+EVERY_FACE = FaceOptions(face="all")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def one_pass(predictor, trial):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """The film is short: cut it finely, so that state and sound are carried over."""
-    monkeypatch.setattr("mmau.inference.session.FRAMES_PER_CHUNK", 7)
+    monkeypatch.setattr("mmau.inference.predictor.FRAMES_PER_CHUNK", 7)
 
 
 def test_a_file_in_chunks_is_one_pass(predictor, one_pass, film, small_chunks):
@@ -128,8 +129,8 @@ def test_one_option_per_action_unit(small_detector, trial):
     np.testing.assert_allclose(tables[0].probability, tables[1].probability, rtol=1e-5)
 
 
-def test_everybody_has_rows_while_they_are_there(predictor, film_of_two, small_chunks):
-    table = predictor.predict_file(film_of_two, face="all", geometry=True)
+def test_each_face_has_rows_while_it_is_there(predictor, film_of_two, small_chunks):
+    table = predictor.predict_file(film_of_two, faces=EVERY_FACE, geometry=True)
     left, right = table.rows_of(0), table.rows_of(1)
     assert left.frames.tolist() == list(range(1, 41))
     # The detector looks for newcomers every ten frames.
@@ -140,21 +141,21 @@ def test_everybody_has_rows_while_they_are_there(predictor, film_of_two, small_c
     assert np.nanmean(left.boxes[:, 0]) < 192 < np.nanmean(right.boxes[:, 0])
     np.testing.assert_allclose(right.landmarks[0].min(0), right.boxes[0, :2], atol=1e-3)
     # Each person is predicted as if the other were not there.
-    alone = predictor.predict_file(film_of_two, face="left")
+    alone = predictor.predict_file(film_of_two, faces=FaceOptions(face="left"))
     np.testing.assert_allclose(left.probability, alone.probability, rtol=0.02, atol=0.02)
 
 
-def test_people_who_leave_and_nobody(predictor, film, small_chunks):
+def test_faces_that_leave_and_no_face(predictor, film, small_chunks):
     """The face leaves for 8 frames, longer than a chunk, and comes back as somebody."""
-    table = predictor.predict_file(film, face="all")
+    table = predictor.predict_file(film, faces=EVERY_FACE)
     assert set(table.frames[table.valid].tolist()) >= {1, 12, 21, 40}
     assert not set(table.frames[table.valid].tolist()) & set(range(14, 20))
     blank = np.full((64, 64, 3), 110, dtype=np.uint8)
-    nobody = predictor.predict_frames([(blank, i / 15) for i in range(20)], face="all")
-    assert nobody.frames.tolist() == list(range(1, 21))
-    assert nobody.face_id.tolist() == [0] * 20
-    assert not nobody.valid.any()
-    assert "no face was found in any frame" in nobody.notes[-1]
+    no_face = predictor.predict_frames([(blank, i / 15) for i in range(20)], faces=EVERY_FACE)
+    assert no_face.frames.tolist() == list(range(1, 21))
+    assert no_face.face_id.tolist() == [0] * 20
+    assert not no_face.valid.any()
+    assert "no face was found in any frame" in no_face.notes[-1]
 
 
 def test_a_cut_file_is_noted_or_refused(predictor, clip, tmp_path):

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from mmau.media import FACE_DETECTORS, FaceDetections, FaceLandmarks, FaceRegion, FaceTracker
+from mmau.media import (
+    FACE_DETECTORS,
+    FaceDetections,
+    FaceLandmarks,
+    FaceOptions,
+    FaceRegion,
+    FaceTracker,
+)
 from mmau.media.faces import box_overlap
 
 # A toy world: a picture's faces are listed in its first pixels, `x, y, half side` per face.
@@ -132,6 +139,20 @@ def test_reset_forgets(tracker):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FaceTracker(ToyDetector(), ToyLandmarks(), **options)
+
+
+@pytest.mark.parametrize(
+    ("face", "error", "message"),
+    [
+        ("big", ValueError, "`face` must be one of 'largest', 'left', 'right', 'all'"),
+        (-1, ValueError, "`face` must be in"),
+        (True, TypeError, "`face` must be a word or the number of a person; got True"),
+        (1.5, TypeError, "`face` must be a word or the number of a person; got 1.5"),
+    ],
+)
+def test_a_face_that_cannot_be_chosen_is_refused(face, error, message):
+    with pytest.raises(error, match=message):
+        FaceOptions(face=face)
 
 
 def test_overlap_of_a_box_with_itself_and_with_nothing():

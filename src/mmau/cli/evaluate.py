@@ -176,14 +176,14 @@ def _logits(
 def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
     """Load the checkpoint; runs once per process."""
     from mmau.inference import AUPredictor
+    from mmau.media.faces import FaceOptions
 
     predictor = AUPredictor.from_pretrained(options.checkpoint, device=options.device)
 
     def work(trial: Trial, progress: ProgressCallback | None) -> VideoLogits:
         (logits,) = predictor.score_file(
             trial.video,
-            detector=options.detector,
-            face=trial.face,
+            faces=FaceOptions(options.detector, face=trial.face),
             progress=progress,
         )
         return logits
@@ -196,6 +196,7 @@ def _logits_of_prepared(
 ) -> Iterable[tuple[Trial, VideoLogits | None, str | None]]:
     from mmau.data.prepare import PreparationError, prepare_dataset
     from mmau.data.prepared import load_trial
+    from mmau.media.faces import FaceOptions
 
     files: dict[str, Path] = {}
     failures: dict[str, str] = {}
@@ -207,8 +208,7 @@ def _logits_of_prepared(
                     chosen,
                     arguments.prepared,
                     crop_size=predictor.crop_size,
-                    detector=arguments.detector,
-                    face=face,
+                    faces=FaceOptions(arguments.detector, face=face),
                     jobs=arguments.jobs,
                     progress=progress,
                 )

@@ -18,12 +18,12 @@ from mmau.cli.console import (
     is_single_file,
     run_batch,
 )
+from mmau.cli.faces import add_face_options, face_options
 from mmau.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from mmau.inference import StageTimes
-
-FACES = ("largest", "left", "right", "all")
+    from mmau.media.faces import FaceOptions
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -50,20 +50,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="also write the video with landmarks, regions and bars: MP4 file; a folder for "
         "several",
     )
-    parser.add_argument(
-        "--face", choices=FACES, default="largest", help="who is followed (%(default)s)"
-    )
-    parser.add_argument("--detector", default="mediapipe", help="face detector (%(default)s)")
-    parser.add_argument("--landmarks", default="mediapipe", help="landmark extractor (%(default)s)")
-    for what in ("detector", "landmarks"):
-        parser.add_argument(
-            f"--{what}-option",
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help=f"option of the {what.replace('landmarks', 'landmark extractor')}, such as "
-            "path=boxes.csv",
-        )
+    add_face_options(parser, all_gives="each face rows of its own")
     parser.add_argument(
         "--strict", action="store_true", help="missing frames are an error, not a note"
     )
@@ -78,11 +65,7 @@ class _Options:
 
     checkpoint: str
     device: str
-    face: str
-    detector: str
-    landmarks: str
-    detector_options: dict[str, Any]
-    landmark_options: dict[str, Any]
+    faces: FaceOptions
     strict: bool
 
 
@@ -109,48 +92,16 @@ class _Done:
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     from mmau._checks import check_range
-    from mmau.media.faces import FaceOptions
 
     check_range("--jobs", arguments.jobs, 1)
     single = is_single_file(arguments.video)
     jobs = _jobs(arguments, find_videos(arguments.video), single=single)
     options = _Options(
-        arguments.checkpoint,
-        arguments.device,
-        arguments.face,
-        arguments.detector,
-        arguments.landmarks,
-        _pairs("--detector-option", arguments.detector_option),
-        _pairs("--landmarks-option", arguments.landmarks_option),
-        arguments.strict,
+        arguments.checkpoint, arguments.device, face_options(arguments), arguments.strict
     )
-    # What is wrong for every video is said once, before the first one.
-    try:
-        FaceOptions(
-            detector=options.detector,
-            landmarks=options.landmarks,
-            face=options.face,
-            detector_options=options.detector_options,
-            landmark_options=options.landmark_options,
-        ).check(several=True)
-    except TypeError as error:  # an option that the component does not have
-        raise UserError(str(error)) from error
     if single:
         return _predict_one(jobs[0], options, console)
     return _predict_many(jobs, options, arguments.jobs, console)
-
-
-def _pairs(flag: str, given: list[str]) -> dict[str, Any]:
-    pairs: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise UserError(f"{flag} takes NAME=VALUE; got {text!r}.")
-        try:
-            pairs[name] = float(value) if "." in value else int(value)
-        except ValueError:
-            pairs[name] = value
-    return pairs
 
 
 # ---------------------------------------------------------------------- where things go
@@ -211,11 +162,7 @@ def start_worker(options: _Options) -> Work[_Job, _Done]:
         passes = 1 if job.annotated is None else 2  # an annotated video is read twice
         table = predictor.predict_file(
             job.video,
-            detector=options.detector,
-            landmarks=options.landmarks,
-            face=options.face,
-            detector_options=options.detector_options,
-            landmark_options=options.landmark_options,
+            faces=options.faces,
             strict=options.strict,
             geometry=job.annotated is not None,
             stages=stages,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmau.cli.console import Console, UserError, find_videos, is_single_file
+from mmau.cli.faces import add_face_options, face_options
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -25,14 +26,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("-o", "--output", required=True, help="folder for the prepared trials")
     parser.add_argument("--crop-size", type=int, default=224, help="pixels (%(default)s)")
-    parser.add_argument("--detector", default="mediapipe", help="face detector (%(default)s)")
-    parser.add_argument("--landmarks", default="mediapipe", help="landmark extractor (%(default)s)")
-    parser.add_argument(
-        "--face",
-        choices=("largest", "left", "right", "all"),
-        default="largest",
-        help="who is followed; all gives one trial per person (%(default)s)",
-    )
+    add_face_options(parser, all_gives="one trial per face")
     parser.add_argument(
         "--strict", action="store_true", help="missing frames are an error, not a note"
     )
@@ -48,6 +42,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if not more and is_single_file([first]) and not Path(first).exists():
         raise UserError(f"no such file or folder: {first}")
     videos = {video.name: video.path for video in find_videos(arguments.source)}
+    faces = face_options(arguments)
     failures: dict[str, str] = {}
     with console.progress("preparing", unit="videos") as progress:
         try:
@@ -55,9 +50,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 videos,
                 Path(arguments.output),
                 crop_size=arguments.crop_size,
-                detector=arguments.detector,
-                landmarks=arguments.landmarks,
-                face=arguments.face,
+                faces=faces,
                 strict=arguments.strict,
                 jobs=arguments.jobs,
                 overwrite=arguments.overwrite,

@@ -26,7 +26,7 @@ from mmau.data.store import (
     read_metadata,
     sha256,
 )
-from mmau.media.faces import FaceRow
+from mmau.media.faces import FaceTrack
 
 
 # --------------------------------------------------------------------------------------- columns
@@ -75,7 +75,7 @@ class PreparedChunk:
     box are NaN, so that it cannot pass for a face by mistake.
     """
 
-    # The only list of columns. To add one, declare it here and give `FaceRow` the value that it
+    # The only list of columns. To add one, declare it here and give `FaceTrack` the value that it
     # takes (`face`): chunks, files and trials follow, through `COLUMNS`.
     crops: NDArray[np.uint8] = field(metadata=_column((-1, -1, 3), "uint8", no_face=0, face="crop"))
     """`(t, s, s, 3)`, RGB, aligned faces; zeros where `valid` is False."""
@@ -103,6 +103,8 @@ class PreparedChunk:
     """`(t,)`, number of the person, -1 where `valid` is False; 0 for all faces if left out."""
     first_frame: int = 0
     """Number of the first row's frame, counted from 0."""
+    frame_landmarks: NDArray[np.float32] | None = None
+    """`(t, 68, 2)`, in pixels of the upright frame; not kept in files, which leave it `None`."""
 
     def __post_init__(self) -> None:
         t, size = self.crops.shape[:2] if self.crops.ndim == 4 else (-1, -1)
@@ -135,9 +137,10 @@ class PreparedChunk:
         """
         rows = {n: c.without_face(len(timestamps), crop_size) for n, c in COLUMNS.items()}
         rows["timestamps"][:] = timestamps
-        return PreparedChunk(**rows, first_frame=first_frame)
+        geometry = np.full((len(timestamps), 68, 2), np.nan, np.float32)
+        return PreparedChunk(**rows, first_frame=first_frame, frame_landmarks=geometry)
 
-    def set_face(self, row: int, face: FaceRow) -> None:
+    def set_face(self, row: int, face: FaceTrack) -> None:
         """Write the face of one frame into the arrays.
 
         Args:
@@ -148,6 +151,8 @@ class PreparedChunk:
             if column.face is not None:
                 getattr(self, name)[row] = getattr(face, column.face)
         self.valid[row] = np.isfinite(self.landmarks[row]).all()
+        if self.frame_landmarks is not None:
+            self.frame_landmarks[row] = face.frame_landmarks
 
     def rows(self, start: int, stop: int) -> PreparedChunk:
         """Return some frames; of a memory-mapped trial no others are read.
@@ -160,7 +165,9 @@ class PreparedChunk:
             The rows.
         """
         rows = {name: getattr(self, name)[start:stop] for name in COLUMNS}
-        return PreparedChunk(**rows, first_frame=self.first_frame + start)
+        geometry = None if self.frame_landmarks is None else self.frame_landmarks[start:stop]
+        first = self.first_frame + start
+        return PreparedChunk(**rows, first_frame=first, frame_landmarks=geometry)
 
     @property
     def num_frames(self) -> int:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from mmau.inference.annotate import annotate_video
 from mmau.inference.live import LiveRow, LiveSession
 from mmau.inference.predictor import AUPredictor
-from mmau.inference.session import (
+from mmau.inference.session import StageTimes, VideoLogits, detector_logits
+from mmau.inference.stream import (
     LogitStream,
     SoundStream,
-    StageTimes,
-    VideoLogits,
     cut_sound,
-    detector_logits,
     encode_crops,
     encode_trial,
 )

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmau.data.prepared import PreparedTrial
+from mmau.data.prepare import find_face_chunks
+from mmau.data.prepared import PreparedChunk, PreparedTrial
 from mmau.evaluation.calibration import Calibration
-from mmau.functional import asymmetric_posterior
 from mmau.inference.live import LiveSession
 from mmau.inference.session import (
-    FaceChunks,
-    PersonStream,
-    SoundStream,
+    Session,
     StageTimes,
     VideoLogits,
-    cut_sound,
+    checked_frames,
     detector_logits,
-    faces_of_file,
-    faces_of_frames,
     increasing,
-    score_people,
+    probability_of,
+    score_faces,
 )
+from mmau.inference.stream import SoundStream, cut_sound
 from mmau.inference.table import AUTable, join_people
 from mmau.media.audio import AudioSegment, iterate_audio
 from mmau.media.errors import check_file
-from mmau.media.faces import FaceOptions
+from mmau.media.faces import FaceFinder, FaceOptions
+from mmau.media.video import VideoFrame, VideoReader
 from mmau.models import AUDetector, load_pretrained
 from mmau.progress import ProgressCallback
+
+FRAMES_PER_CHUNK = 256
 
 
 class AUPredictor:
@@ -98,16 +100,11 @@ class AUPredictor:
         calibration = Calibration.load(path) if path.exists() else None
         return cls(detector, calibration, crop_size=config.crop_size)
 
-    # ------------------------------------------------------------------ a video at a time
     def predict_file(
         self,
         path: str | os.PathLike[str],
         *,
-        detector: str = "mediapipe",
-        landmarks: str = "mediapipe",
-        face: str | int = "largest",
-        detector_options: Mapping[str, Any] | None = None,
-        landmark_options: Mapping[str, Any] | None = None,
+        faces: FaceOptions | None = None,
         strict: bool = False,
         geometry: bool = False,
         stages: StageTimes | None = None,
@@ -117,12 +114,9 @@ class AUPredictor:
 
         Args:
             path: A video file; its sound track is used if it has one.
-            detector: Name of a face detector.
-            landmarks: Name of a landmark extractor.
-            face: `"largest"`, `"left"`, `"right"`, the number of a person, or `"all"`: then each
-                person has rows from the first to the last frame they are seen in.
-            detector_options: Options of the face detector.
-            landmark_options: Options of the landmark extractor.
+            faces: Which face is followed, and by what it is found; the largest, by MediaPipe, if
+                left out. With `FaceOptions(face="all")` each person has rows from the first to the
+                last frame in which their face was found.
             strict: Raise if frames are missing, instead of noting it.
             geometry: Whether to keep landmarks and boxes, for `annotate_video`.
             stages: Where to add the time of each stage.
@@ -135,28 +129,15 @@ class AUPredictor:
             MediaError: If the file cannot be read as a video; if frames are missing and `strict`.
         """
         scored = self.score_file(
-            path,
-            detector=detector,
-            landmarks=landmarks,
-            face=face,
-            detector_options=detector_options,
-            landmark_options=landmark_options,
-            strict=strict,
-            geometry=geometry,
-            stages=stages,
-            progress=progress,
+            path, faces=faces, strict=strict, geometry=geometry, stages=stages, progress=progress
         )
-        return self._table(scored, several=face == "all")
+        return self._table(scored, faces)
 
     def score_file(
         self,
         path: str | os.PathLike[str],
         *,
-        detector: str = "mediapipe",
-        landmarks: str = "mediapipe",
-        face: str | int = "largest",
-        detector_options: Mapping[str, Any] | None = None,
-        landmark_options: Mapping[str, Any] | None = None,
+        faces: FaceOptions | None = None,
         strict: bool = False,
         geometry: bool = False,
         stages: StageTimes | None = None,
@@ -166,36 +147,31 @@ class AUPredictor:
 
         Args:
             path: A video file.
-            detector: Name of a face detector.
-            landmarks: Name of a landmark extractor.
-            face: As in `predict_file`.
-            detector_options: Options of the face detector.
-            landmark_options: Options of the landmark extractor.
+            faces: As in `predict_file`, and so are the other options.
             strict: Raise if frames are missing, instead of noting it.
             geometry: Whether to keep landmarks and boxes.
             stages: Where to add the time of each stage.
             progress: Called as `progress(done, total)` in frames.
 
         Returns:
-            One record per person; exactly one unless `face` is `"all"`.
+            One record per person; exactly one unless all faces are followed.
 
         Raises:
-            MediaError: If the file cannot be read as a video; if frames are missing and `strict`.
+            MediaError: As `predict_file`.
         """
         check_file(path)  # before any model is loaded
-        options = self._face_options(detector, landmarks, face, detector_options, landmark_options)
-        stages = StageTimes() if stages is None else stages
-        with faces_of_file(
-            path,
-            options,
-            stages,
-            name=Path(path).stem,
-            strict=strict,
-            geometry=geometry,
-            progress=progress,
-        ) as faces:
-            segments = None if self.detector.audio_encoder is None else iterate_audio(path)
-            return self._score(faces, segments, stages)
+        with (
+            closing(self._finder(faces, Path(path).stem)) as finder,
+            VideoReader(path, strict=strict) as reader,
+        ):
+            return self._score(
+                reader,
+                finder,
+                iterate_audio(path),
+                geometry=geometry,
+                stages=stages,
+                progress=progress,
+            )
 
     def predict_frames(
         self,
@@ -203,11 +179,7 @@ class AUPredictor:
         *,
         sound: Iterable[NDArray[np.floating]] | None = None,
         sound_start: float = 0.0,
-        detector: str = "mediapipe",
-        landmarks: str = "mediapipe",
-        face: str | int = "largest",
-        detector_options: Mapping[str, Any] | None = None,
-        landmark_options: Mapping[str, Any] | None = None,
+        faces: FaceOptions | None = None,
         name: str = "frames",
         geometry: bool = False,
         stages: StageTimes | None = None,
@@ -215,18 +187,14 @@ class AUPredictor:
     ) -> AUTable:
         """Predict frames from anywhere, such as a recording or a camera that stops at some time.
 
-        For a camera that runs on, and for results at once, see `live`.
+        For a camera that does not stop, and for results at once, see `live`.
 
         Args:
-            frames: Pictures `(h, w, 3)` uint8, RGB, and their times in seconds, increasing.
-            sound: Pieces `(n,)` of the waveform, 16 kHz mono in [-1, 1]; they are taken as the
+            frames: Images `(h, w, 3)` uint8, RGB, and their times in seconds, increasing.
+            sound: Chunks `(n,)` of the waveform, 16 kHz mono in [-1, 1]; they are taken as the
                 frames need them, up to 20 s ahead.
             sound_start: Time of the first sample in seconds, on the clock of the frames.
-            detector: Name of a face detector.
-            landmarks: Name of a landmark extractor.
-            face: As in `predict_file`.
-            detector_options: Options of the face detector.
-            landmark_options: Options of the landmark extractor.
+            faces: As in `predict_file`.
             name: Name of the trial, for faces that are looked up.
             geometry: Whether to keep landmarks and boxes.
             stages: Where to add the time of each stage.
@@ -236,16 +204,19 @@ class AUPredictor:
             The table, one row per frame.
 
         Raises:
-            ValueError: If there is no frame, one is no picture, or their times do not increase.
+            ValueError: If there is no frame, one is not an image, or their times do not increase.
         """
-        options = self._face_options(detector, landmarks, face, detector_options, landmark_options)
-        stages = StageTimes() if stages is None else stages
-        with faces_of_frames(
-            frames, options, stages, name=name, geometry=geometry, progress=progress
-        ) as faces:
-            segments = None if sound is None else cut_sound(sound, sound_start)
-            scored = self._score(faces, segments, stages)
-        return self._table(scored, several=face == "all")
+        segments = () if sound is None else cut_sound(sound, sound_start)
+        with closing(self._finder(faces, name)) as finder:
+            scored = self._score(
+                checked_frames(frames),
+                finder,
+                segments,
+                geometry=geometry,
+                stages=stages,
+                progress=progress,
+            )
+        return self._table(scored, faces)
 
     def predict_trial(
         self, trial: PreparedTrial, *, progress: ProgressCallback | None = None
@@ -259,7 +230,7 @@ class AUPredictor:
         Returns:
             The table.
         """
-        return self._table([self.score_trial(trial, progress=progress)], several=False)
+        return self._table([self.score_trial(trial, progress=progress)])
 
     def score_trial(
         self, trial: PreparedTrial, *, progress: ProgressCallback | None = None
@@ -280,14 +251,16 @@ class AUPredictor:
             np.array(trial.timestamps),
             valid,
             np.array(trial.confidence),
-            notes=(*self._notes(valid, heard=trial.waveform is not None), *trial.warnings),
+            notes=(*self._notes(valid, trial.waveform is not None), *trial.warnings),
         )
 
-    def live(self, **options: Any) -> LiveSession:
+    def live(self, *, smoothing: bool = True, **options: Any) -> LiveSession:
         """Start a session that takes frames one by one and answers at once.
 
         Args:
-            **options: Options of `LiveSession`, such as `face` or `smoothing`.
+            smoothing: Whether to smooth as the checkpoint says; must be switched off for a
+                checkpoint whose smoothing looks ahead.
+            **options: Options of `LiveSession`, such as `faces` or `sound_start`.
 
         Returns:
             The session; use it in a `with` block.
@@ -296,9 +269,9 @@ class AUPredictor:
             TypeError: If there is no such option.
             ValueError: If the model or the smoothing of the checkpoint looks ahead.
         """
-        return LiveSession(self, **options)
+        calibration = self.calibration if smoothing else replace(self.calibration, smoothing=())
+        return LiveSession(self.detector, calibration, crop_size=self.crop_size, **options)
 
-    # ------------------------------------------------------------------ what it means
     def probability(self, logits: Tensor) -> Tensor:
         """Turn logits into the kind of probability that the thresholds are for.
 
@@ -308,67 +281,67 @@ class AUPredictor:
         Returns:
             `(..., c)`, in [0, 1]: the sigmoid, or the posterior under the training loss.
         """
-        if self.calibration.probability == "raw":
-            return torch.sigmoid(logits)
-        options = {
-            name: value if isinstance(value, float) else torch.tensor(value)
-            for name, value in self.calibration.posterior_options.items()
-        }
-        return asymmetric_posterior(logits, **cast("Any", options))
+        return probability_of(logits, self.calibration)
 
-    # ------------------------------------------------------------------ inside
-    def _face_options(
-        self,
-        detector: str,
-        landmarks: str,
-        face: str | int,
-        detector_options: Mapping[str, Any] | None,
-        landmark_options: Mapping[str, Any] | None,
-    ) -> FaceOptions:
-        return FaceOptions(
-            crop_size=self.crop_size,
-            detector=detector,
-            landmarks=landmarks,
-            face=face,
-            detector_options=detector_options or {},
-            landmark_options=landmark_options or {},
-        ).check(several=True)
+    def _finder(self, faces: FaceOptions | None, name: str) -> FaceFinder:
+        finder = FaceFinder((faces or FaceOptions()).check(), self.crop_size)
+        try:
+            finder.start(name)
+        except BaseException:
+            finder.close()
+            raise
+        return finder
 
     def _score(
         self,
-        faces: FaceChunks,
-        segments: Iterable[AudioSegment] | None,
-        stages: StageTimes,
+        frames: VideoReader | Iterable[VideoFrame],
+        finder: FaceFinder,
+        segments: Iterable[AudioSegment],
+        *,
+        geometry: bool,
+        stages: StageTimes | None,
+        progress: ProgressCallback | None,
     ) -> list[VideoLogits]:
+        stages = StageTimes() if stages is None else stages
         sound = None
-        if self.detector.audio_encoder is not None and segments is not None:
+        if self.detector.audio_encoder is not None:
             with stages.during("sound"):
                 sound = SoundStream(self.detector, segments)
             sound = None if sound.is_empty else sound
-        scored = score_people(
-            faces,
-            lambda: PersonStream(self.detector, sound, stages),
-            all_faces=faces.all_faces,
+        reader = frames if isinstance(frames, VideoReader) else None
+        chunks = find_face_chunks(
+            frames,
+            finder,
+            frames_per_chunk=FRAMES_PER_CHUNK,
+            total=None if reader is None else reader.info.num_frames_announced,
+            progress=progress,
+            seconds=stages.seconds,
         )
-        warnings = faces.warnings
+        scored = score_faces(
+            _counted(chunks, stages),
+            lambda: Session(self.detector, sound, stages),
+            all_faces=finder.options.all_faces,
+            geometry=geometry,
+        )
+        warnings = (*(() if reader is None else reader.warnings), *finder.warnings())
         return [
-            replace(one, notes=(*self._notes(one.valid, heard=sound is not None), *warnings))
+            replace(one, notes=(*self._notes(one.valid, sound is not None), *warnings))
             for one in scored
         ]
 
-    def _notes(self, valid: NDArray[np.bool_], *, heard: bool) -> list[str]:
+    def _notes(self, valid: NDArray[np.bool_], has_sound: bool) -> list[str]:
         notes = []
-        if self.detector.audio_encoder is not None and not heard:
-            notes.append("no sound track: the audio guide was masked")
+        if self.detector.audio_encoder is not None and not has_sound:
+            notes.append("no sound track: the audio conditioning was masked")
         if not valid.any():
             notes.append("no face was found in any frame: what follows rests on the sound alone")
         elif not valid.all():
             notes.append(f"no face in {int((~valid).sum())} of {len(valid)} frames (valid = 0)")
         return notes
 
-    def _table(self, scored: list[VideoLogits], *, several: bool) -> AUTable:
+    def _table(self, scored: list[VideoLogits], faces: FaceOptions | None = None) -> AUTable:
         tables = [self._table_of(one) for one in scored]
-        if not several:
+        if faces is None or not faces.all_faces:
             return tables[0]
         return join_people(tables, [one.face_id for one in scored])
 
@@ -388,3 +361,11 @@ class AUPredictor:
             landmarks=scored.landmarks,
             boxes=scored.boxes,
         )
+
+
+def _counted(
+    chunks: Iterable[dict[int, PreparedChunk]], stages: StageTimes
+) -> Iterator[dict[int, PreparedChunk]]:
+    for chunk in chunks:
+        stages.num_frames += next(iter(chunk.values())).num_frames
+        yield chunk

@@ -133,7 +133,8 @@ class PrecomputedFaceDetector(_Tables):
 
     Examples:
         ```python
-        prepare_video("talk.mp4", detector="precomputed", detector_options={"path": "talk.csv"})
+        faces = FaceOptions(detector="precomputed", detector_options={"path": "talk.csv"})
+        prepare_video("talk.mp4", faces=faces)
         ```
     """
 
@@ -158,11 +159,11 @@ class PrecomputedLandmarks(_Tables):
     Examples:
         ```python
         options = {"path": "openface/"}
-        prepare_dataset(
-            videos, "prepared",
+        faces = FaceOptions(
             detector="precomputed", detector_options=options,
             landmarks="precomputed", landmark_options=options,
         )
+        prepare_dataset(videos, "prepared", faces=faces)
         ```
     """
 
@@ -206,9 +207,8 @@ class AlignedCropFolder:
 
     Examples:
         ```python
-        prepare_video(
-            "1-30.mp4", detector="aligned_crops", detector_options={"path": "cropped_aligned"}
-        )
+        faces = FaceOptions(detector="aligned_crops", detector_options={"path": "cropped_aligned"})
+        prepare_video("1-30.mp4", faces=faces)
         ```
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -137,7 +138,7 @@ _SAME_FACE = 0.1
 _SAME_PLACE = 0.2
 
 
-class _Follower:
+class _Tracker:
     """What both trackers share: models, limits, and the way from a detector's box to landmarks."""
 
     def __init__(
@@ -160,27 +161,27 @@ class _Follower:
         # A table knows every frame, so following without it would only add guesses.
         self._asks_every_frame = isinstance(detector, FrameAware)
         self._frame = 0
+        self._forget()
 
-    def _start_video(self, name: str) -> None:
+    def reset(self, name: str = "") -> None:
+        """Forget everything, before another video.
+
+        Args:
+            name: Name of its trial, for detectors and extractors that look it up.
+        """
+        self._forget()
         self._frame = 0
         for part in self._aware:
             part.start_video(name)
+
+    def _forget(self) -> None:
+        """Forget all faces."""
+        raise NotImplementedError
 
     def _start_frame(self) -> None:
         for part in self._aware:
             part.start_frame(self._frame)
         self._frame += 1
-
-    def _believable(self, found: FaceLandmarks, image: NDArray[np.uint8]) -> bool:
-        height, width = image.shape[:2]
-        x, y, side, _ = found.region
-        return (
-            found.score >= self.min_confidence
-            and bool(np.isfinite(found.points).all())
-            and 0 <= x <= width
-            and 0 <= y <= height
-            and 8 <= side <= 4 * max(height, width)
-        )
 
     def _look(self, image: NDArray[np.uint8], region: FaceRegion) -> FaceLandmarks | None:
         found = self.extractor.extract(image, region)
@@ -196,8 +197,19 @@ class _Follower:
             found = self.extractor.extract(image, found.region)
         return found if self._believable(found, image) else None
 
+    def _believable(self, found: FaceLandmarks, image: NDArray[np.uint8]) -> bool:
+        height, width = image.shape[:2]
+        x, y, side, _ = found.region
+        return (
+            found.score >= self.min_confidence
+            and bool(np.isfinite(found.points).all())
+            and 0 <= x <= width
+            and 0 <= y <= height
+            and 8 <= side <= 4 * max(height, width)
+        )
 
-class FaceTracker(_Follower):
+
+class FaceTracker(_Tracker):
     """Follow one face through a video.
 
     While a face is in view, its landmarks tell where to look in the next frame, and the detector
@@ -235,18 +247,8 @@ class FaceTracker(_Follower):
         memory: int = 30,
     ) -> None:
         check_choice("select", select, FACE_SELECTIONS)
-        super().__init__(detector, extractor, min_confidence, check_every, memory)
         self.select = select
-        self._forget()
-
-    def reset(self, name: str = "") -> None:
-        """Forget everything, before another video.
-
-        Args:
-            name: Name of its trial, for detectors and extractors that look it up.
-        """
-        self._forget()
-        self._start_video(name)
+        super().__init__(detector, extractor, min_confidence, check_every, memory)
 
     def _forget(self) -> None:
         self._region: FaceRegion | None = None
@@ -284,7 +286,6 @@ class FaceTracker(_Follower):
             face_id=self._face_id,
         )
 
-    # ------------------------------------------------------------------ inside
     def _follow(self, image: NDArray[np.uint8]) -> FaceLandmarks | None:
         if self._region is None or self._asks_every_frame:
             return None
@@ -336,7 +337,7 @@ class _Track:
     since_seen: int = 0
 
 
-class PeopleTracker(_Follower):
+class PeopleTracker(_Tracker):
     """Follow all faces through a video; a person is a number.
 
     People are numbered from 0 in the order in which they come, from left to right in one frame.
@@ -376,16 +377,6 @@ class PeopleTracker(_Follower):
         memory: int = 30,
     ) -> None:
         super().__init__(detector, extractor, min_confidence, check_every, memory)
-        self._forget()
-
-    def reset(self, name: str = "") -> None:
-        """Forget all faces, before another video.
-
-        Args:
-            name: Name of its trial, for detectors and extractors that look it up.
-        """
-        self._forget()
-        self._start_video(name)
 
     def _forget(self) -> None:
         self._tracks: dict[int, _Track] = {}
@@ -421,7 +412,6 @@ class PeopleTracker(_Follower):
             for number, found in sorted(seen.items())
         ]
 
-    # ------------------------------------------------------------------ inside
     def _follow(self, image: NDArray[np.uint8]) -> dict[int, FaceLandmarks]:
         """Who was in view in the last frame and still is."""
         seen: dict[int, FaceLandmarks] = {}
@@ -510,7 +500,7 @@ FACE_DETECTORS.register_lazy(
 FACE_DETECTORS.register_lazy(
     "aligned_crops",
     "mmau.media.external:AlignedCropFolder",
-    summary="Aligned crops from a folder of numbered pictures (cropped_aligned of Aff-Wild2).",
+    summary="Aligned crops from a folder of numbered images (cropped_aligned of Aff-Wild2).",
     extra="landmarks",
     requires=("cv2",),
 )
@@ -530,7 +520,7 @@ LANDMARK_EXTRACTORS.register_lazy(
 LANDMARK_EXTRACTORS.register_lazy(
     "mediapipe_tasks",
     "mmau.media.mediapipe:MediaPipeTasksLandmarks",
-    summary="A face_landmarker.task file of yours through the Tasks API of MediaPipe.",
+    summary="Your face_landmarker.task file through the Tasks API of MediaPipe.",
     extra="landmarks",
     requires=("mediapipe", "cv2"),
 )
@@ -546,35 +536,49 @@ ALL_FACES = "all"
 
 @dataclass(frozen=True)
 class FaceOptions:
-    """Everything that decides which faces are cut out, and how; travels to worker processes."""
+    """Which faces of a video are followed, and by what they are found.
 
-    crop_size: int = 224
-    """Side of the crops, in pixels."""
+    Raises:
+        TypeError: If `face` is neither a word nor a number.
+        ValueError: If `face` is out of range.
+
+    Examples:
+        >>> FaceOptions(detector="precomputed", detector_options={"path": "talk.csv"}).face
+        'largest'
+    """
+
     detector: str = "mediapipe"
     """Name in `FACE_DETECTORS`."""
     landmarks: str = "mediapipe"
     """Name in `LANDMARK_EXTRACTORS`."""
     face: str | int = "largest"
-    """`"largest"`, `"left"`, `"right"`, the number of a person, or `"all"`."""
+    """Which of several faces to follow: `"largest"`, `"left"` or `"right"` when one has to be
+    chosen, the number that `PeopleTracker` gives to a person, or `"all"`."""
     detector_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the detector."""
+    """Options of the detector, such as `{"path": "boxes.csv"}`."""
     landmark_options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the landmark extractor."""
 
-    def check(self, *, several: bool) -> FaceOptions:
-        """Refuse what cannot work, before a file is opened or a model is loaded."""
-        check_range("crop_size", self.crop_size, 8)
+    def __post_init__(self) -> None:
         if isinstance(self.face, bool) or not isinstance(self.face, (str, int)):
             raise TypeError(f"`face` must be a word or the number of a person; got {self.face!r}.")
         if isinstance(self.face, int):
             check_range("face", self.face, 0)
-        elif self.face == ALL_FACES and not several:
+        else:
+            check_choice("face", self.face, (*FACE_SELECTIONS, ALL_FACES))
+
+    @property
+    def all_faces(self) -> bool:
+        """Whether every face is followed, each for itself."""
+        return self.face == ALL_FACES
+
+    def check(self, *, one_face: bool = False) -> FaceOptions:
+        """Refuse what cannot work, before a file is opened or a model is loaded."""
+        if one_face and self.all_faces:
             raise ValueError(
                 "`face='all'` gives one trial per person, so it needs `prepare_dataset`; "
                 "choose 'largest', 'left', 'right' or the number of a person."
             )
-        else:
-            check_choice("face", self.face, (*FACE_SELECTIONS, ALL_FACES))
         FACE_DETECTORS.check_options(self.detector, self.detector_options)
         LANDMARK_EXTRACTORS.check_options(self.landmarks, self.landmark_options)
         return self
@@ -582,7 +586,6 @@ class FaceOptions:
     def record(self, name: str) -> dict[str, Any]:
         """Say in JSON what a prepared file of this trial depends on besides its video."""
         return {
-            "crop_size": self.crop_size,
             "detector": self.detector,
             "landmarks": self.landmarks,
             "face": self.face,
@@ -592,6 +595,7 @@ class FaceOptions:
 
 
 def _stamped(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Options in JSON, with size and time of the files of a trial that they lead to."""
     record: dict[str, Any] = {}
     for key, value in sorted(options.items()):
         record[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -605,8 +609,8 @@ def _stamped(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     return record
 
 
-class FaceRow(NamedTuple):
-    """One face of one frame, cut out."""
+class FaceTrack(NamedTuple):
+    """One face in one frame, cut out."""
 
     crop: NDArray[np.uint8]
     """`(s, s, 3)`, RGB."""
@@ -618,86 +622,88 @@ class FaceRow(NamedTuple):
     """`(4,)`, left, top, right, bottom, in pixels of the upright frame; NaN if unknown."""
     face_id: int
     """Number of the person."""
+    frame_landmarks: NDArray[np.float32]
+    """`(68, 2)`, in pixels of the upright frame; NaN if unknown."""
 
 
 class FaceFinder:
-    """Detector, extractor and tracker of one process."""
+    """Detector, landmark extractor and tracker of one process."""
 
-    def __init__(self, options: FaceOptions) -> None:
+    def __init__(self, options: FaceOptions, crop_size: int = 224) -> None:
+        check_range("crop_size", crop_size, 8)
         require("cv2", purpose="aligning faces", extra="landmarks")
         self.options = options
-        self.detector = FACE_DETECTORS.create(options.detector, **options.detector_options)
+        self.crop_size = crop_size
+        self._models = ExitStack()
+        self.detector = self._closing(
+            FACE_DETECTORS.create(options.detector, **options.detector_options)
+        )
         try:
-            self.extractor: LandmarkExtractor = LANDMARK_EXTRACTORS.create(
-                options.landmarks, **options.landmark_options
+            self.extractor = self._closing(
+                LANDMARK_EXTRACTORS.create(options.landmarks, **options.landmark_options)
             )
         except BaseException:
-            _close(self.detector)
+            self.close()
             raise
-        self._one: FaceTracker | None = None
-        self._people: PeopleTracker | None = None
+        self._tracker: FaceTracker | PeopleTracker | None = None
         if isinstance(self.detector, CropSource):
-            pass  # nobody to follow
+            pass  # there is no face to follow
         elif options.face in FACE_SELECTIONS:
-            self._one = FaceTracker(self.detector, self.extractor, select=str(options.face))
+            self._tracker = FaceTracker(self.detector, self.extractor, select=str(options.face))
         else:
-            self._people = PeopleTracker(self.detector, self.extractor)
-        self.seen_ids: set[int] = set()
-
-    @property
-    def keeps_all_faces(self) -> bool:
-        """Whether each person is a trial of its own."""
-        return self.options.face == ALL_FACES
+            self._tracker = PeopleTracker(self.detector, self.extractor)
+        self._face_ids: set[int] = set()
 
     def start(self, name: str) -> None:
         """Get ready for the first frame of a trial."""
-        self.seen_ids = set()
-        for tracker in (self._one, self._people):
-            if tracker is not None:
-                tracker.reset(name)
+        self._face_ids = set()
+        if self._tracker is not None:
+            self._tracker.reset(name)
         if isinstance(self.detector, CropSource):
             self.detector.start_video(name)
             if isinstance(self.extractor, FrameAware):
                 self.extractor.start_video(name)
 
-    def find(self, frame: VideoFrame) -> list[FaceRow]:
+    def find(self, frame: VideoFrame) -> list[FaceTrack]:
         """Cut the chosen faces out of the next frame."""
         if isinstance(self.detector, CropSource):
             if isinstance(self.extractor, FrameAware):
                 self.extractor.start_frame(frame.index)
-            return self._of_crop(self.detector.crop(frame.index))
-        if self._one is not None:
-            face = self._one.update(frame.image)
-            faces = [] if face is None else [face]
-        else:
-            assert self._people is not None
-            faces = self._people.update(frame.image)
-            self.seen_ids.update(face.face_id for face in faces)
-            if not self.keeps_all_faces:
-                faces = [face for face in faces if face.face_id == self.options.face]
-        return [self._cut(frame.image, face) for face in faces]
+            crop = self.detector.crop(frame.index)
+            return [] if crop is None else self._of_aligned(crop)
+        assert self._tracker is not None
+        found = self._tracker.update(frame.image)
+        if not isinstance(found, list):
+            found = [] if found is None else [found]
+        self._face_ids.update(face.face_id for face in found)
+        if isinstance(self.options.face, int):
+            found = [face for face in found if face.face_id == self.options.face]
+        return [self._cut(frame.image, face) for face in found]
 
     def warnings(self) -> list[str]:
         """What to note about the faces of the video that has just ended."""
-        if isinstance(self.options.face, int) and self.options.face not in self.seen_ids:
-            ids = ", ".join(map(str, sorted(self.seen_ids))) or "none"
+        if isinstance(self.options.face, int) and self.options.face not in self._face_ids:
+            ids = ", ".join(map(str, sorted(self._face_ids))) or "none"
             return [f"no face has the number {self.options.face}; numbers seen: {ids}"]
         return []
 
     def close(self) -> None:
         """Stop the models now: a process that forks later must not inherit their threads."""
-        _close(self.detector)
-        _close(self.extractor)
+        self._models.close()
 
-    # ------------------------------------------------------------------ inside
-    def _cut(self, image: NDArray[np.uint8], face: Face) -> FaceRow:
-        crops, moved = align_faces([image], face.landmarks[None], self.options.crop_size)
-        return FaceRow(crops[0], moved[0], face.confidence, face.box, face.face_id)
+    def _closing(self, model: Any) -> Any:
+        if hasattr(model, "close"):
+            self._models.callback(model.close)
+        return model
 
-    def _of_crop(self, crop: NDArray[np.uint8] | None) -> list[FaceRow]:
-        """A crop that somebody else has aligned is only brought to size."""
-        if crop is None:
-            return []
+    def _cut(self, image: NDArray[np.uint8], face: Face) -> FaceTrack:
+        crops, moved = align_faces([image], face.landmarks[None], self.crop_size)
+        return FaceTrack(
+            crops[0], moved[0], face.confidence, face.box, face.face_id, face.landmarks
+        )
+
+    def _of_aligned(self, crop: NDArray[np.uint8]) -> list[FaceTrack]:
+        """Bring a crop that was aligned elsewhere to size."""
         cv2 = require("cv2", purpose="resizing crops", extra="landmarks")
         height, width = crop.shape[:2]
         found = self.extractor.extract(crop, FaceRegion(width / 2, height / 2, max(width, height)))
@@ -705,15 +711,9 @@ class FaceFinder:
             found = self.extractor.extract(crop, found.region)
         if found.score < 0.5 or not np.isfinite(found.points).all():
             return []
-        size = self.options.crop_size
+        size = self.crop_size
         how = cv2.INTER_AREA if size < min(height, width) else cv2.INTER_LINEAR
         resized = cv2.resize(crop, (size, size), interpolation=how)
         points = (found.points * (size / width, size / height)).astype(np.float32)
-        unknown = np.full(4, np.nan, dtype=np.float32)
-        return [FaceRow(resized, points, found.score, unknown, 0)]
-
-
-def _close(part: object) -> None:
-    stop = getattr(part, "close", None)
-    if stop is not None:
-        stop()
+        unknown = np.full((68, 2), np.nan, dtype=np.float32)
+        return [FaceTrack(resized, points, found.score, unknown.ravel()[:4], 0, unknown)]

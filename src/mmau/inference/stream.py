@@ -1,0 +1,465 @@
+"""From crops and sound to features and logits, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmau._checks import check_mask, check_range, check_shapes
+from mmau.data.prepared import PreparedTrial
+from mmau.encoders import AudioFeatures
+from mmau.media.audio import AudioSegment
+from mmau.models import AUDetector
+from mmau.progress import ProgressCallback
+
+
+@torch.no_grad()
+def encode_crops(
+    detector: AUDetector,
+    crops: NDArray[np.uint8],
+    landmarks: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    *,
+    frames_at_once: int = 64,
+) -> Tensor:
+    """Turn the frames that show a face into one vector each; the others get the learned one.
+
+    Args:
+        detector: The detector, in eval mode.
+        crops: `(t, s, s, 3)`, RGB, aligned faces.
+        landmarks: `(t, 68, 2)`, in crop pixels.
+        valid: `(t,)`, whether there is a face.
+        frames_at_once: Frames that the visual encoder encodes at once; bounds the memory.
+
+    Returns:
+        `(t, d_model)`, on the detector's device.
+    """
+    tokens = _region_tokens(detector, crops, landmarks, np.asarray(valid), frames_at_once, None)
+    return detector.merge_regions(tokens[None], _on(detector, valid)[None])[0]
+
+
+@torch.no_grad()
+def encode_trial(
+    detector: AUDetector,
+    trial: PreparedTrial,
+    *,
+    frames_per_chunk: int = 256,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
+    """Turn every frame that shows a face into region tokens, chunk by chunk.
+
+    Args:
+        detector: The detector.
+        trial: Crops, landmarks and masks of a video.
+        frames_per_chunk: Frames that the visual encoder encodes at once; bounds the memory.
+        progress: Called as `progress(done, total)` in frames.
+
+    Returns:
+        `(t, m, d)`, on the detector's device; zeros where there is no face.
+    """
+    return _region_tokens(
+        detector, trial.crops, trial.landmarks, trial.valid, frames_per_chunk, progress
+    )
+
+
+def _on(detector: AUDetector, array: NDArray[np.generic]) -> Tensor:
+    # A copy of what lies in a memory-mapped file.
+    return torch.from_numpy(np.array(array)).to(detector.no_face.device)
+
+
+@torch.no_grad()
+def _region_tokens(
+    detector: AUDetector,
+    crops: NDArray[np.uint8],
+    landmarks: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    frames_at_once: int,
+    progress: ProgressCallback | None,
+) -> Tensor:
+    device = detector.no_face.device
+    tokens = torch.zeros(len(valid), detector.num_regions, detector.d_region, device=device)
+    with_face = np.flatnonzero(valid)
+    for start in range(0, len(with_face), frames_at_once):
+        rows = with_face[start : start + frames_at_once]
+        images = _on(detector, crops[rows]).movedim(-1, 1).float() / 255
+        encoded = detector.encode_frames(images, _on(detector, landmarks[rows]))
+        tokens[torch.from_numpy(rows).to(device)] = encoded.to(tokens.dtype)
+        if progress is not None:
+            progress(start + len(rows), len(with_face))
+    return tokens
+
+
+SAMPLE_RATE = 16000
+_SEGMENT, _MARGIN = 20.0, 2.0  # seconds
+GRID = 320  # samples between two features of WavLM; our log-mel hop is the same
+
+
+def cut_sound(
+    chunks: Iterable[NDArray[np.floating]],
+    start_time: float = 0.0,
+    *,
+    segment_seconds: float = _SEGMENT,
+    margin_seconds: float = _MARGIN,
+    sample_rate: int = SAMPLE_RATE,
+) -> Iterator[AudioSegment]:
+    """Cut sound that is in memory, or that arrives in chunks, into overlapping segments.
+
+    Each segment owns its middle, the first one also its beginning and the last one its end. Starts
+    lie on the 20 ms grid of the features, so that a feature does not depend on how the sound was
+    cut, beyond what its encoder sees around it.
+
+    Args:
+        chunks: `(n,)` each, float in [-1, 1]; joined, they are the sound.
+        start_time: Time of the first sample in seconds.
+        segment_seconds: Length of a segment.
+        margin_seconds: Part at either end that a neighbour owns.
+        sample_rate: Samples per second.
+
+    Yields:
+        Segments in order.
+
+    Raises:
+        ValueError: If a segment has no middle.
+
+    Examples:
+        >>> one = np.zeros(16000, dtype=np.float32)
+        >>> [segment.owned for segment in cut_sound([one] * 50)]
+        [(0.0, 18.0), (18.0, 34.0), (34.0, 50.0)]
+    """
+    size = round(segment_seconds * sample_rate) // GRID * GRID
+    margin = round(margin_seconds * sample_rate) // GRID * GRID
+    check_range("margin_seconds", margin_seconds, 0)
+    if size <= 2 * margin:
+        raise ValueError(
+            "`segment_seconds` must be more than twice `margin_seconds`; got "
+            f"{segment_seconds} and {margin_seconds}."
+        )
+    waiting = np.zeros(0, dtype=np.float32)
+    first = owned_from = 0  # samples since the start
+    for chunk in chunks:
+        waiting = np.concatenate([waiting, np.asarray(chunk, dtype=np.float32)])
+        while len(waiting) > size:
+            owned_to = first + size - margin
+            yield _segment(waiting[:size], first, (owned_from, owned_to), start_time, sample_rate)
+            waiting = waiting[size - 2 * margin :]
+            first, owned_from = first + size - 2 * margin, owned_to
+    if len(waiting):
+        end = first + len(waiting)
+        yield _segment(waiting, first, (owned_from, end), start_time, sample_rate)
+
+
+def _segment(
+    waveform: NDArray[np.float32],
+    first: int,
+    owned: tuple[int, int],
+    start_time: float,
+    sample_rate: int,
+) -> AudioSegment:
+    return AudioSegment(
+        waveform=waveform.copy(),
+        sample_rate=sample_rate,
+        start_time=start_time + first / sample_rate,
+        owned=(start_time + owned[0] / sample_rate, start_time + owned[1] / sample_rate),
+    )
+
+
+def receptive_field(detector: AUDetector) -> float:
+    """Tell how far from a frame its sound may be, in seconds."""
+    if detector.audio_query is not None:
+        return float(cast("Any", detector.audio_query).window)
+    return 0.04  # the default of `interpolate_features`, which the detector leaves as it is
+
+
+class _AudioBuffer:
+    """Audio features near the frames that are asked about; older ones are forgotten."""
+
+    def __init__(self, detector: AUDetector) -> None:
+        self.detector = detector
+        # Half a second more than needed costs nothing and forgives frames out of order.
+        self._reach = receptive_field(detector) + 0.5
+        self._times = np.zeros(0)  # (s,) seconds, on the clock of the frames
+        self._features: tuple[Tensor, Tensor] | None = None  # (s, a), and (s) where they hold
+
+    def _append(
+        self, encoded: AudioFeatures, times: NDArray[np.floating], chosen: NDArray[np.bool_]
+    ) -> None:
+        rows = torch.from_numpy(np.flatnonzero(chosen)).to(encoded.features.device)
+        features, mask = encoded.features[0, rows], encoded.mask[0, rows]
+        if self._features is not None:
+            features = torch.cat([self._features[0], features])
+            mask = torch.cat([self._features[1], mask])
+        self._features = features, mask
+        self._times = np.concatenate([self._times, times[chosen]])
+
+    def _forget(self, before: float) -> None:
+        first = int(np.searchsorted(self._times, before))
+        if self._features is not None:
+            self._times = self._times[first:]
+            self._features = self._features[0][first:], self._features[1][first:]
+
+    @torch.no_grad()
+    def _align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Bring the features to frames."""
+        if self._features is None or not len(frame_times):
+            width = self.detector.d_guide or 0
+            no_audio = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
+            return visual.new_zeros(len(visual), width), no_audio
+        device = visual.device
+        audio, mask = self.detector.align_audio(
+            visual[None],
+            self._features[0][None],
+            torch.from_numpy(self._times)[None].to(device),
+            torch.from_numpy(np.ascontiguousarray(frame_times))[None].to(device),
+            self._features[1][None],
+        )
+        return audio[0], mask[0]
+
+
+class SoundStream(_AudioBuffer):
+    """Audio features near the frames that are asked about; older ones are forgotten.
+
+    Args:
+        detector: A detector with an audio encoder, in eval mode.
+        segments: The sound in order, such as from `cut_sound` or `mmau.media.audio.iterate_audio`.
+            A segment is taken only when a frame needs it.
+
+    Examples:
+        >>> from mmau.models import Component, DetectorConfig, build_detector
+        >>> config = DetectorConfig(
+        ...     visual=Component("tiny"), audio=Component("log_mel", {"num_mels": 24}),
+        ...     d_region=32, num_heads=4, d_model=32, d_audio=16, crop_size=64,
+        ... )
+        >>> detector = build_detector(config).eval()
+        >>> sound = SoundStream(detector, cut_sound([np.zeros(8000, dtype=np.float32)]))
+        >>> audio, mask = sound.align(torch.zeros(3, 32), np.array([0.1, 0.4, 0.9]))
+        >>> tuple(audio.shape), mask.tolist()
+        ((3, 16), [True, True, False])
+    """
+
+    def __init__(self, detector: AUDetector, segments: Iterable[AudioSegment]) -> None:
+        super().__init__(detector)
+        self._segments = iter(segments)
+        self._next: AudioSegment | None = next(self._segments, None)
+        self._known_until = -np.inf
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no sound at all."""
+        return self._next is None and self._features is None
+
+    @torch.no_grad()
+    def align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Bring the sound to the next frames.
+
+        Args:
+            visual: `(t, d_model)`, from `AUDetector.merge_regions`.
+            frame_times: `(t,)`, seconds, on the clock of the segments.
+
+        Returns:
+            `(t, d_guide)`, and `(t)` bool, True where there is sound.
+        """
+        if len(frame_times):
+            while self._next is not None and self._known_until < frame_times.max() + self._reach:
+                self._encode(self._next)
+        aligned = self._align(visual, frame_times)
+        if len(frame_times):
+            self._forget(float(frame_times.min()) - self._reach)
+        return aligned
+
+    def _encode(self, segment: AudioSegment) -> None:
+        following = next(self._segments, None)
+        device = self.detector.no_face.device
+        encoded = self.detector.encode_audio(torch.from_numpy(segment.waveform).to(device)[None])
+        times = segment.start_time + encoded.times[0].cpu().numpy()
+        # A feature may be stamped a little outside of the sound: the ends own that too.
+        start = -np.inf if self._features is None else segment.owned[0]
+        end = np.inf if following is None else segment.owned[1]
+        # A feature on the border, give or take rounding, must have one owner.
+        self._append(encoded, times, (times >= start - 1e-6) & (times < end - 1e-6))
+        self._known_until = end
+        self._next = following
+
+
+class LiveSound(_AudioBuffer):
+    """The features of a sound that arrives with the frames, from its last seconds."""
+
+    def __init__(self, detector: AUDetector, start: float, context: float) -> None:
+        super().__init__(detector)
+        self._start = start
+        framing = getattr(detector.audio_encoder, "framing", None)
+        # What is dropped is a whole number of hops, so that windows stay where they were.
+        self._hop = GRID if framing is None else int(framing.hop)
+        self._context = max(1, round(context * SAMPLE_RATE / self._hop)) * self._hop
+        self._waveform = np.zeros(0, dtype=np.float32)
+        self._first = 0  # number of the first sample that is kept
+        self._is_new = False  # whether samples came since the encoder last ran
+
+    def add(self, samples: NDArray[np.floating]) -> None:
+        """Take the next samples."""
+        if samples.ndim != 1:
+            raise ValueError(f"`samples` must be mono, of shape (n,); got {samples.shape}.")
+        self._waveform = np.concatenate([self._waveform, np.asarray(samples, dtype=np.float32)])
+        self._is_new |= len(samples) > 0
+
+    @torch.no_grad()
+    def align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Bring the sound so far to the next frames, as `SoundStream.align`."""
+        if self._is_new:
+            self._encode()
+            self._is_new = False
+        return self._align(visual, frame_times)
+
+    def _encode(self) -> None:
+        device = self.detector.no_face.device
+        encoded = self.detector.encode_audio(torch.from_numpy(self._waveform).to(device)[None])
+        times = self._start + self._first / SAMPLE_RATE + encoded.times[0].cpu().numpy()
+        complete = encoded.mask[0].cpu().numpy()
+        newest = self._times[-1] if len(self._times) else -np.inf
+        self._append(encoded, times, complete & (times > newest + 1e-6))
+        if len(self._times):
+            self._forget(self._times[-1] - 2 * self._reach)
+        excess = max(0, len(self._waveform) - self._context) // self._hop * self._hop
+        self._waveform = self._waveform[excess:]
+        self._first += excess
+
+
+class LogitStream:
+    """Classify a video chunk by chunk.
+
+    With a causal temporal model the state is carried from chunk to chunk, every frame comes out at
+    once, and the result is that of one pass over the whole video, to rounding. A causal transformer
+    without `window` keeps keys and values of all frames as its state, so its memory grows.
+
+    A model that is not causal reads overlapping windows instead and each frame is taken from the
+    one window that owns it, at least `margin_frames` from both ends of it. A video of up to
+    `window_frames` frames is read in one pass; in a longer one a frame does not see further than
+    its window.
+
+    Args:
+        detector: The detector, in eval mode.
+        window_frames: Frames that a model which is not causal sees at once.
+        margin_frames: Frames at either end of a window that another window owns.
+
+    Raises:
+        ValueError: If a window has no middle.
+
+    Examples:
+        >>> from mmau.models import Component, DetectorConfig, build_detector
+        >>> config = DetectorConfig(
+        ...     visual=Component("tiny"), audio=None, d_region=32, num_heads=4, d_model=32,
+        ...     crop_size=64,
+        ... )
+        >>> stream = LogitStream(build_detector(config).eval())
+        >>> ready = [stream.push(torch.zeros(n, 32)) for n in (3, 1, 5)]
+        >>> [len(logits) for logits in ready], len(stream.finish())
+        ([3, 1, 5], 0)
+    """
+
+    def __init__(
+        self, detector: AUDetector, *, window_frames: int = 2048, margin_frames: int = 512
+    ) -> None:
+        check_range("margin_frames", margin_frames, 0)
+        if window_frames <= 2 * margin_frames:
+            raise ValueError(
+                "`window_frames` must be more than twice `margin_frames`, or a window owns "
+                f"nothing; got {window_frames} and {margin_frames}."
+            )
+        self.detector = detector
+        self.causal = bool(cast("Any", detector.temporal).causal)
+        self.window_frames = window_frames
+        self.margin_frames = margin_frames
+        self._state: Any = None
+        # Frames that wait for their window: visual, and with an audio encoder audio and its mask.
+        self._waiting: list[Tensor] = []
+        self._left = 0  # frames at the head of those that an earlier window owned
+
+    @torch.no_grad()
+    def push(
+        self, visual: Tensor, audio: Tensor | None = None, audio_mask: Tensor | None = None
+    ) -> Tensor:
+        """Take the next frames.
+
+        Args:
+            visual: `(t, d_model)`, from `AUDetector.merge_regions`; may be empty.
+            audio: `(t, d_guide)`, from `AUDetector.align_audio`; `None` where there is no sound.
+            audio_mask: `(t)` bool, where there is sound; everywhere if left out.
+
+        Returns:
+            `(u, c)`, logits of the next frames that are ready: these if the model is causal.
+
+        Raises:
+            TypeError: If the mask is not bool.
+            ValueError: If a shape does not fit, or sound is given to a detector without.
+        """
+        if self.detector.d_guide is None and audio is not None:
+            raise ValueError("this detector was built without an audio encoder; leave sound out.")
+        check_shapes(
+            sizes={"d": self.detector.d_model, "a": self.detector.d_guide or 0},
+            visual=(visual, "t d"),
+            audio=(audio, "t a"),
+            audio_mask=(audio_mask, "t"),
+        )
+        check_mask("audio_mask", audio_mask)
+        if not len(visual):
+            return self._nothing(visual)
+        if self.causal:
+            logits, self._state = self.detector.classify(
+                visual[None],
+                None if audio is None else audio[None],
+                audio_mask=None if audio_mask is None else audio_mask[None],
+                state=self._state,
+            )
+            return logits[0]
+        self._append(visual, audio, audio_mask)
+        ready = []
+        while self._num_waiting() > self.window_frames:
+            ready.append(self._run_window(last=False))
+        return torch.cat(ready) if ready else self._nothing(visual)
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Say that there are no more frames.
+
+        Returns:
+            `(u, c)`, logits of the frames that were not ready; none if the model is causal.
+        """
+        if self._num_waiting() > self._left:
+            return self._run_window(last=True)
+        return self._nothing(self.detector.no_face)
+
+    def _nothing(self, like: Tensor) -> Tensor:
+        return like.new_zeros(0, len(self.detector.au_names))
+
+    def _num_waiting(self) -> int:
+        return len(self._waiting[0]) if self._waiting else 0
+
+    def _append(self, visual: Tensor, audio: Tensor | None, audio_mask: Tensor | None) -> None:
+        new = [visual]
+        if self.detector.d_guide is not None:
+            # Chunks with and without sound may share a window.
+            if audio is None:
+                audio = visual.new_zeros(len(visual), self.detector.d_guide)
+                audio_mask = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
+            elif audio_mask is None:
+                audio_mask = torch.ones(len(visual), dtype=torch.bool, device=visual.device)
+            new += [audio, audio_mask]
+        if self._waiting:
+            new = [torch.cat(pair) for pair in zip(self._waiting, new, strict=True)]
+        self._waiting = new
+
+    def _run_window(self, *, last: bool) -> Tensor:
+        size = self._num_waiting() if last else self.window_frames
+        visual, *audio = (part[None, :size] for part in self._waiting)
+        audio_mask = audio.pop() if audio else None
+        logits, _ = self.detector.classify(visual, *audio, audio_mask=audio_mask)
+        end = size if last else size - self.margin_frames
+        owned = logits[0, self._left : end]
+        keep_from = end if last else end - self.margin_frames
+        self._waiting = [part[keep_from:] for part in self._waiting]
+        self._left = end - keep_from
+        return owned
