@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 
 from mmau.action_units import AU_NAMES
 from mmau.data.affwild2 import (
-    FrameFolder,
     find_annotations,
     find_frame_folders,
     find_listed_trials,
     find_trials,
+    frame_files,
     join_labels,
     listed_frames,
     read_annotation,
@@ -21,6 +21,7 @@ from mmau.data.affwild2 import (
 from mmau.data.clips import ClipDataset
 from mmau.evaluation import AUCounts
 from mmau.media.audio import read_audio
+from mmau.media.external import AlignedCropFolder
 from mmau.media.video import VideoReader
 
 SPLITS = ("train", "validation")
@@ -127,24 +128,19 @@ def test_all_images_are_joined_right(truth, split):
     for true in truth.split(split):
         if true.frames is None:
             continue
-        folder = FrameFolder(folders[true.name])
-        assert folder.numbers.tolist() == list(true.image_numbers)
+        numbers = list(frame_files(folders[true.name]))
+        assert numbers == list(true.image_numbers)
         annotation = read_annotation(find_annotations(truth.root, split)[true.name])
-        joined = join_labels(annotation.select(), folder.numbers)
-        for (number, image), labels in zip(folder, joined.labels, strict=True):
+        joined = join_labels(annotation.select(), numbers)
+        crops = AlignedCropFolder(true.frames.parent)
+        crops.start_video(true.name)
+        for number in set(range(1, 30)) - set(numbers):
+            assert crops.crop(number - 1) is None
+        for number, labels in zip(numbers, joined.labels, strict=True):
+            image = crops.crop(number - 1)
             assert image.shape == (112, 112, 3)
             assert read_code(image) == (true.image_code, number)
             assert labels.tolist() == [true.label_of(number, au) for au in AU_NAMES]
-
-
-def test_images_at_the_place_of_their_number(truth):
-    true = by_name(truth, "6-30-1920x1080_left")
-    folder = FrameFolder(true.frames)
-    images, present, beyond = folder.fill(20)
-    assert (np.flatnonzero(present) + 1).tolist() == [n for n in true.image_numbers if n <= 20]
-    assert beyond == sum(number > 20 for number in true.image_numbers)
-    assert read_code(images[10])[1] == 11
-    assert not images[~present].any()
 
 
 def test_the_sound_is_where_it_was_put(truth):
@@ -211,7 +207,7 @@ def test_the_submission_is_byte_for_byte_the_expected_one(truth, decoded, tmp_pa
         predictions[trial.name] = true.decisions[: len(decoded[trial.video])]
     rows = write_submission(tmp_path / "out.txt", truth.example, predictions, repeat_last=1)
     assert (tmp_path / "out.txt").read_bytes() == truth.submission
-    assert rows == len(listed_frames(truth.example).frames) == sum(len(t.numbers) for t in listed)
+    assert rows == len(listed_frames(truth.example)[1]) == sum(len(t.numbers) for t in listed)
     with pytest.raises(
         ValueError, match="no prediction for frame 12 of trial 'video41', which has"
     ):

@@ -8,20 +8,18 @@ from hypothesis import strategies as st
 from mmau.action_units import AU_NAMES
 from mmau.data.affwild2 import (
     AnnotationError,
-    FrameFolder,
     Trial,
     find_annotations,
     find_frame_folders,
     find_listed_trials,
     find_trials,
-    frame_numbers,
+    frame_files,
     join_labels,
     listed_frames,
     read_annotation,
     video_of_trial,
     write_submission,
 )
-from mmau.media.errors import MediaError
 
 HEADER = ",".join(AU_NAMES)
 
@@ -249,56 +247,14 @@ def test_all_parts_of_the_images(root, inside):
         find_frame_folders(root / "nowhere")
 
 
-def write_image(path, level, size=16):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2 = pytest.importorskip("cv2")
-    cv2.imwrite(str(path), np.full((size, size, 3), (0, 0, level), np.uint8))  # red, in BGR
-    return path
-
-
-def test_images_are_read_by_number(tmp_path):
-    write_image(tmp_path / "00004.jpg", 200)
-    write_image(tmp_path / "00002.png", 100)
-    write(tmp_path / "._00001.jpg", "junk")
-    folder = FrameFolder(tmp_path)
-    assert repr(folder).endswith("2 images)")
-    assert (len(folder), folder.numbers.tolist()) == (2, [2, 4])
-    seen = dict(iter(folder))
-    assert seen[2][0, 0].tolist() == [100, 0, 0]
-    np.testing.assert_allclose(seen[4][8, 8], [200, 0, 0], atol=3)
-    with pytest.raises(LookupError, match="frame 3 has no image in"):
-        folder.read(3)
-    filled = folder.fill(3)
-    assert filled.images.shape == (3, 16, 16, 3)
-    assert filled.present.tolist() == [False, True, False]
-    assert filled.num_beyond == 1
-    assert not folder.fill(0).present.any()
-
-
-def test_images_that_cannot_be_used(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        FrameFolder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="there is not one image, so their size is not known"):
-        FrameFolder(tmp_path).fill(3)
-    write_image(tmp_path / "00001.jpg", 9)
-    write(tmp_path / "00002.jpg", "")
-    write(tmp_path / "00003.jpg", "this is no image")
-    folder = FrameFolder(tmp_path)
-    with pytest.raises(ValueError, match="must not be negative; got -1"):
-        folder.fill(-1)
-    with pytest.raises(MediaError, match=r"the file is empty \(0 bytes\): .*00002\.jpg"):
-        folder.read(2)
-    with pytest.raises(MediaError, match=r"00003\.jpg"):
-        folder.read(3)
-    write_image(tmp_path / "00002.jpg", 9, size=24)
-    with pytest.raises(ValueError, match=r"must have one size, \(16, 16\); frame 2 has \(24, 24\)"):
-        folder.fill(2)
+def test_two_images_of_one_number_and_number_zero_raise(tmp_path):
+    write(tmp_path / "00001.jpg", "")
     write(tmp_path / "1.png", "")
     with pytest.raises(ValueError, match="two images of frame 1: "):
-        frame_numbers(tmp_path)
+        frame_files(tmp_path)
     (tmp_path / "1.png").rename(tmp_path / "00000.png")
     with pytest.raises(ValueError, match=r"frame numbers start at 1, so this is not one: .*00000"):
-        FrameFolder(tmp_path)
+        frame_files(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- join
@@ -313,11 +269,17 @@ def test_frame_folders_with_gaps_and_junk(tmp_path):
     ):
         write(tmp_path / name, "")
     write(tmp_path / "thumb.jpg", "")
-    assert frame_numbers(tmp_path).tolist() == [2, 3, 10]
+    found = frame_files(tmp_path)
+    assert {number: path.name for number, path in found.items()} == {
+        2: "00002.jpg",
+        3: "00003.jpg",
+        10: "00010.png",
+    }
+    assert list(found) == [2, 3, 10]
     (tmp_path / "empty").mkdir()
-    assert frame_numbers(tmp_path / "empty").shape == (0,)
+    assert frame_files(tmp_path / "empty") == {}
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        frame_numbers(tmp_path / "nowhere")
+        frame_files(tmp_path / "nowhere")
 
 
 @given(numbers=st.lists(st.integers(1, 40), unique=True), rows=st.integers(0, 30))
@@ -379,9 +341,9 @@ def test_exactly_the_listed_frames_in_their_order(tmp_path):
 
 def test_what_the_example_lists(tmp_path, root):
     example = write(tmp_path / "example.txt", EXAMPLE)
-    listed = listed_frames(example)
-    assert listed.au_names == AU_NAMES
-    assert [frame[:3] for frame in listed.frames] == [
+    au_names, frames = listed_frames(example)
+    assert au_names == AU_NAMES
+    assert [frame[:3] for frame in frames] == [
         ("b/00003.jpg", "b", 3),
         ("a-30/00001.jpg", "a-30", 1),
         ("b/00001.jpg", "b", 1),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from mmau.data.affwild2 import (
-    Annotation,
-    FrameFolder,
-    JoinedLabels,
     Trial,
     find_listed_trials,
     find_trials,
@@ -43,7 +40,6 @@ from mmau.tables.formats import (
 from mmau.tables.label_conventions import AnnotationError, NumberedLabels, read_bp4d, read_disfa
 
 __all__ = [
-    "Annotation",
     "AnnotationError",
     "CacheError",
     "ClipAugmentation",
@@ -55,8 +51,6 @@ __all__ = [
     "FeatureSource",
     "Finding",
     "ForeignAUTable",
-    "FrameFolder",
-    "JoinedLabels",
     "NumberedLabels",
     "PreparationError",
     "PreparationReport",

@@ -1,4 +1,4 @@
-"""Aff-Wild2 as it is on disk: annotations, official splits, frames by number, submissions.
+"""Aff-Wild2 as it is on disk: where things are, annotations, labels by frame number, submissions.
 
 Row i of an annotation (1-based, header excluded) is frame i of the video in decoding order, image
 `%05d.jpg` of the cropped set. Labels are joined to frames by that number and nothing else.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,32 +19,127 @@ import numpy.typing as npt
 from mmau._checks import check_choice, check_range
 from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
-from mmau.media.errors import MediaError
-from mmau.media.video import open_container
 from mmau.tables.label_conventions import AnnotationError, read_lines
-
-
-def header(line: str, where: str) -> tuple[str, ...]:
-    """Names of the Action Units; empty fields at the end come from trailing commas."""
-    names = [name.strip() for name in line.split(",")]
-    while names and not names[-1]:
-        names.pop()
-    bad = [name for name in names if not re.fullmatch(r"AU\d+", name)]
-    if not names or bad:
-        raise AnnotationError(f"{where}: expected names such as AU1,AU2,AU4; got {line.strip()!r}.")
-    if len(set(names)) != len(names):
-        raise AnnotationError(f"{where}: an Action Unit occurs twice; got {line.strip()!r}.")
-    return tuple(names)
-
 
 Split = Literal["train", "validation"]
 
 SPLIT_FOLDERS: dict[str, str] = {"train": "Train_Set", "validation": "Validation_Set"}
-CHALLENGE = "AU_Detection_Challenge"
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
-TRIAL_SUFFIXES = ("_left", "_right", "_main")
+_CHALLENGE = "AU_Detection_Challenge"
+_VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm"})
+_TRIAL_SUFFIXES = ("_left", "_right", "_main")
+_CROPS_PREFIX = "cropped_aligned"
 
 
+# ------------------------------------------------------------------------------ where things are
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    return folder
+
+
+def challenge_folder(root: str | Path) -> Path:
+    """Find the folder of the annotations of the AU track, in the root or one level below."""
+    root = Path(root)
+    found = sorted(path for path in root.glob(f"*/{_CHALLENGE}") if path.is_dir())
+    if (root / _CHALLENGE).is_dir() or not found:
+        return root / _CHALLENGE
+    if len(found) > 1:
+        raise ValueError(
+            f"several folders hold annotations, {found[0]} and {found[1]}; move all but one out "
+            f"of {root}."
+        )
+    return found[0]
+
+
+def annotations_in(folder: Path) -> dict[str, Path]:
+    """Trial name to file, sorted; hidden files and files of other kinds are ignored."""
+    return {
+        path.stem: path
+        for path in sorted(_existing(folder).iterdir())
+        if path.is_file() and path.suffix == ".txt" and not path.name.startswith(".")
+    }
+
+
+def find_annotations(root: str | Path, split: Split = "train") -> dict[str, Path]:
+    """List the annotations of an official split, whether or not there are videos or images."""
+    check_choice("split", split, SPLIT_FOLDERS)
+    challenge = challenge_folder(root)
+    annotations = annotations_in(challenge / SPLIT_FOLDERS[split])
+    if not annotations:
+        raise FileNotFoundError(
+            f"no annotation of the {split} split: expected *.txt files in "
+            f"{challenge / SPLIT_FOLDERS[split]}"
+        )
+    for other, folder in SPLIT_FOLDERS.items():
+        if other == split or not (challenge / folder).is_dir():
+            continue
+        shared = annotations.keys() & annotations_in(challenge / folder)
+        if shared:
+            raise ValueError(
+                f"{len(shared)} trials are in both splits below {challenge}, such as "
+                f"{min(shared)!r}; scores on them would be worthless."
+            )
+    return annotations
+
+
+def find_videos(root: str | Path) -> dict[str, Path]:
+    """List the videos of a data root, from anywhere below its folder `videos`."""
+    found: dict[str, Path] = {}
+    for path in sorted(_existing(Path(root) / "videos").rglob("*")):
+        if path.suffix.lower() not in _VIDEO_SUFFIXES or path.name.startswith("."):
+            continue
+        if not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(f"two videos share a name: {found[path.stem]} and {path}.")
+        found[path.stem] = path
+    return found
+
+
+def find_frame_folders(root: str | Path) -> dict[str, Path]:
+    """List the folders of cropped images of a data root, from all its parts.
+
+    The images come in several archives, `cropped_aligned` and `cropped_aligned_new_50_vids`, that
+    people unpack beside or inside each other: every folder whose name starts with
+    `cropped_aligned`, in the root or one level below, is searched.
+    """
+    root = _existing(root)
+    parts = [
+        part
+        for pattern in (f"{_CROPS_PREFIX}*", f"*/{_CROPS_PREFIX}*")
+        for part in root.glob(pattern)
+        if part.is_dir() and not part.parent.name.startswith((".", "__MACOSX"))
+    ]
+    found: dict[str, Path] = {}
+    for folder in (folder for part in sorted(parts) for folder in sorted(part.iterdir())):
+        if not folder.is_dir() or folder.name.startswith((".", _CROPS_PREFIX)):
+            continue
+        if folder.name in found:
+            raise ValueError(
+                f"two folders hold the images of one trial: {found[folder.name]} and {folder}."
+            )
+        found[folder.name] = folder
+    return dict(sorted(found.items()))
+
+
+def frame_files(folder: str | Path) -> dict[int, Path]:
+    """Frame number to image, of a folder of cropped images `00001.jpg` and so on."""
+    found: dict[int, Path] = {}
+    for path in _existing(folder).iterdir():
+        match = re.fullmatch(r"(\d+)\.(?:jpg|jpeg|png)", path.name)
+        if match is None or not path.is_file():
+            continue
+        number = int(match[1])
+        if number < 1:
+            raise ValueError(f"frame numbers start at 1, so this is not one: {path}")
+        if number in found:
+            raise ValueError(f"two images of frame {number}: {found[number]} and {path}.")
+        found[number] = path
+    return dict(sorted(found.items()))
+
+
+# ---------------------------------------------------------------------------------------- trials
 @dataclass(frozen=True)
 class Trial:
     """One annotated person in one video."""
@@ -94,10 +189,29 @@ def video_of_trial(name: str) -> str:
         >>> video_of_trial("video10_1_left"), video_of_trial("30-30-1920x1080")
         ('video10_1', '30-30-1920x1080')
     """
-    for suffix in TRIAL_SUFFIXES:
+    for suffix in _TRIAL_SUFFIXES:
         if name.endswith(suffix) and name != suffix:
-            return name[: -len(suffix)]
+            return name.removesuffix(suffix)
     return name
+
+
+def video_of(trial: str, videos: Mapping[str, Path]) -> Path | None:
+    """The video of a trial; one that is itself called something_left goes first."""
+    return videos.get(trial) or videos.get(video_of_trial(trial))
+
+
+def _videos_of(
+    trials: Collection[str], root: str | Path, what: str, *, skip_missing: bool = False
+) -> dict[str, Path]:
+    videos = find_videos(root)
+    found = {trial: video for trial in trials if (video := video_of(trial, videos)) is not None}
+    missing = [trial for trial in trials if trial not in found]
+    if missing and not skip_missing:
+        raise FileNotFoundError(
+            f"no video below {Path(root) / 'videos'} for {len(missing)} of {len(trials)} {what}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    return found
 
 
 def find_trials(
@@ -127,39 +241,13 @@ def find_trials(
     """
     check_choice("missing_videos", missing_videos, ("error", "skip"))
     annotations = find_annotations(root, split)
-    videos, folders = find_videos(root), find_frame_folders(root)
-    trials, missing = [], []
-    for name, annotation in annotations.items():
-        video = _video_of(name, videos)
-        if video is None:
-            missing.append(name)
-        else:
-            trials.append(Trial(name, video, annotation, split, folders.get(name)))
-    if missing_videos == "error":
-        _refuse_missing(missing, len(annotations), f"{split} trials", root)
-    return trials
-
-
-def find_annotations(root: str | Path, split: Split = "train") -> dict[str, Path]:
-    """List the annotations of an official split, whether or not there are videos or images."""
-    check_choice("split", split, SPLIT_FOLDERS)
-    challenge = challenge_folder(root)
-    annotations = annotations_in(challenge / SPLIT_FOLDERS[split])
-    if not annotations:
-        raise FileNotFoundError(
-            f"no annotation of the {split} split: expected *.txt files in "
-            f"{challenge / SPLIT_FOLDERS[split]}"
-        )
-    for other, folder in SPLIT_FOLDERS.items():
-        if other == split or not (challenge / folder).is_dir():
-            continue
-        shared = annotations.keys() & annotations_in(challenge / folder)
-        if shared:
-            raise ValueError(
-                f"{len(shared)} trials are in both splits below {challenge}, such as "
-                f"{min(shared)!r}; scores on them would be worthless."
-            )
-    return dict(sorted(annotations.items()))
+    skip = missing_videos == "skip"
+    videos = _videos_of(annotations, root, f"{split} trials", skip_missing=skip)
+    folders = find_frame_folders(root)
+    return [
+        Trial(name, video, annotations[name], split, folders.get(name))
+        for name, video in videos.items()
+    ]
 
 
 def find_listed_trials(root: str | Path, example: str | Path) -> list[ListedTrial]:
@@ -178,251 +266,17 @@ def find_listed_trials(root: str | Path, example: str | Path) -> list[ListedTria
         ValueError: If two videos or two folders of images share a name.
     """
     numbers: dict[str, list[int]] = {}
-    for frame in listed_frames(example).frames:
+    for frame in listed_frames(example)[1]:
         numbers.setdefault(frame.trial, []).append(frame.number)
-    videos, folders = find_videos(root), find_frame_folders(root)
-    _refuse_missing(
-        [name for name in numbers if _video_of(name, videos) is None],
-        len(numbers),
-        "listed trials",
-        root,
-    )
+    videos = _videos_of(numbers, root, "listed trials")
+    folders = find_frame_folders(root)
     return [
-        ListedTrial(name, np.array(listed, dtype=np.int64), video, folders.get(name))
-        for name, listed in numbers.items()
-        if (video := _video_of(name, videos)) is not None
+        ListedTrial(name, np.array(numbers[name], dtype=np.int64), video, folders.get(name))
+        for name, video in videos.items()
     ]
 
 
-def challenge_folder(root: str | Path) -> Path:
-    """Find the folder of the annotations of the AU track."""
-    root = Path(root)
-    found = sorted(path for path in root.glob(f"*/{CHALLENGE}") if path.is_dir())
-    if (root / CHALLENGE).is_dir() or not found:
-        return root / CHALLENGE
-    if len(found) > 1:
-        raise ValueError(
-            f"several folders hold annotations, {found[0]} and {found[1]}; move all but one out "
-            f"of {root}."
-        )
-    return found[0]
-
-
-def annotations_in(folder: Path) -> dict[str, Path]:
-    """Trial name to file."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    return {
-        path.stem: path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix == ".txt" and not path.name.startswith(".")
-    }
-
-
-def find_videos(root: str | Path) -> dict[str, Path]:
-    """List the videos of a data root, from anywhere below its folder `videos`."""
-    folder = Path(root) / "videos"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or path.name.startswith("."):
-            continue
-        if not path.is_file():
-            continue
-        if path.stem in found:
-            raise ValueError(f"two videos share a name: {found[path.stem]} and {path}.")
-        found[path.stem] = path
-    return found
-
-
-def _video_of(trial: str, videos: dict[str, Path]) -> Path | None:
-    # A video may itself be called something_left: its own name goes first.
-    return videos.get(trial) or videos.get(video_of_trial(trial))
-
-
-def _refuse_missing(missing: list[str], total: int, what: str, root: str | Path) -> None:
-    if missing:
-        raise FileNotFoundError(
-            f"no video below {Path(root) / 'videos'} for {len(missing)} of {total} {what}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-
-
-_FOLDER_PREFIX = "cropped_aligned"
-
-
-class FilledFrames(NamedTuple):
-    """What `FrameFolder.fill` returns: one row per frame number, whether there is an image."""
-
-    images: npt.NDArray[np.uint8]
-    """`(t, h, w, 3)`, RGB; row i is frame number i + 1, zeros where there is no image."""
-    present: npt.NDArray[np.bool_]
-    """`(t,)`, whether there is an image: the rows to use."""
-    num_beyond: int
-    """Images whose number is above `t`; they are left out."""
-
-
-def frame_numbers(folder: str | Path) -> npt.NDArray[np.int64]:
-    """List the frame numbers of a folder of cropped images, `00001.jpg` and so on."""
-    return np.array(sorted(_images(Path(folder))), dtype=np.int64)
-
-
-def find_frame_folders(root: str | Path) -> dict[str, Path]:
-    """List the folders of cropped images of a data root, from all its parts.
-
-    The images come in several archives, `cropped_aligned` and `cropped_aligned_new_50_vids`, that
-    people unpack beside or inside each other: every folder whose name starts with
-    `cropped_aligned`, in the root or one level below, is searched.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no such folder: {root}")
-    parts = [
-        part
-        for pattern in (f"{_FOLDER_PREFIX}*", f"*/{_FOLDER_PREFIX}*")
-        for part in root.glob(pattern)
-        if part.is_dir() and not part.parent.name.startswith((".", "__MACOSX"))
-    ]
-    found: dict[str, Path] = {}
-    for part in sorted(parts):
-        for folder in sorted(part.iterdir()):
-            if not folder.is_dir() or folder.name.startswith((".", _FOLDER_PREFIX)):
-                continue
-            if folder.name in found:
-                raise ValueError(
-                    f"two folders hold the images of one trial: {found[folder.name]} and {folder}."
-                )
-            found[folder.name] = folder
-    return dict(sorted(found.items()))
-
-
-class FrameFolder:
-    """The cropped images of one trial, read by frame number and never by position.
-
-    A number without an image stays without one: gaps at the start, in the middle and at the end are
-    the rule in Aff-Wild2. There is no clock in a folder; the time of frame number i is that of the
-    i-th decoded frame of the video.
-
-    Args:
-        path: Folder of `00001.jpg` and so on; hidden files, sub-folders and others are ignored.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If two images have one number, or a number is 0.
-
-    Examples:
-        Labels and images of one trial, joined by number.
-
-        ```python
-        folder = FrameFolder("cropped_aligned/video10_1_left")
-        joined = join_labels(read_annotation(path).select(), folder.numbers)
-        for (number, image), row in zip(folder, joined.labels):
-            print(number, image.shape, row)
-        ```
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._files = dict(sorted(_images(self.path).items()))
-        self.numbers: npt.NDArray[np.int64] = np.array(list(self._files), dtype=np.int64)
-        """`(n)`, 1-based and increasing: the frames that have an image."""
-
-    def __repr__(self) -> str:
-        return f"FrameFolder({str(self.path)!r}, {len(self)} images)"
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        for number in self._files:
-            yield number, self.read(number)
-
-    def read(self, number: int) -> npt.NDArray[np.uint8]:
-        """Read the image of one frame.
-
-        Args:
-            number: Frame number, counted from 1.
-
-        Returns:
-            `(h, w, 3)`, RGB.
-
-        Raises:
-            LookupError: If the frame has no image.
-            MediaError: If the file is no image, or damaged.
-        """
-        if number not in self._files:
-            raise LookupError(f"frame {number} has no image in {self.path}.")
-        file = self._files[number]
-        with open_container(file) as container:
-            try:
-                frame = next(container.decode(video=0), None)
-            except ValueError as error:  # FFmpeg's invalid data is one
-                raise MediaError(f"the image cannot be decoded: {file}") from error
-        if frame is None:
-            raise MediaError(f"the image cannot be decoded: {file}")
-        image: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-        return image
-
-    def fill(self, num_frames: int) -> FilledFrames:
-        """Read all images into one array, each at the place of its number.
-
-        Args:
-            num_frames: Rows `t`: of the annotation, or frames of the video.
-
-        Returns:
-            Images, where there is one, and how many were beyond the end.
-
-        Raises:
-            ValueError: If `num_frames` is negative, there is no image at all, or two images differ
-                in size.
-            MediaError: If a file is no image, or damaged.
-        """
-        if num_frames < 0:
-            raise ValueError(f"`num_frames` must not be negative; got {num_frames}.")
-        if not self._files:
-            raise ValueError(f"there is not one image, so their size is not known: {self.path}")
-        images: npt.NDArray[np.uint8] | None = None
-        present = np.zeros(num_frames, dtype=np.bool_)
-        for number in self._files:
-            if images is not None and number > num_frames:
-                break
-            image = self.read(number)
-            if images is None:
-                images = np.zeros((num_frames, *image.shape), dtype=np.uint8)
-            if image.shape != images.shape[1:]:
-                raise ValueError(
-                    f"the images of a trial must have one size, {images.shape[1:3]}; frame "
-                    f"{number} has {image.shape[:2]}: {self._files[number]}"
-                )
-            if number <= num_frames:
-                images[number - 1] = image
-                present[number - 1] = True
-        assert images is not None  # there is at least one file
-        return FilledFrames(images, present, int((self.numbers > num_frames).sum()))
-
-
-def _images(folder: Path) -> dict[int, Path]:
-    """Frame number to file."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(r"(\d+)\.(?:jpg|jpeg|png)", path.name)
-        if match is None or not path.is_file():
-            continue
-        number = int(match[1])
-        if number < 1:
-            raise ValueError(f"frame numbers start at 1, so this is not one: {path}")
-        if number in found:
-            raise ValueError(f"two images of frame {number}: {found[number]} and {path}.")
-        found[number] = path
-    return found
-
-
-VALUES = {"0": 0, "1": 1, "-1": -1}
-
-
+# ----------------------------------------------------------------------------------- annotations
 @dataclass(frozen=True)
 class Annotation:
     """The labels of one trial."""
@@ -435,19 +289,27 @@ class Annotation:
     """Rows of which only a part was -1."""
 
     def select(self, au_names: Sequence[str] = AU_NAMES) -> npt.NDArray[np.int8]:
-        """Arrange the columns by name.
-
-        Args:
-            au_names: Wanted columns, in order.
-
-        Returns:
-            `(t, c)`, int8; -1 in columns that the file does not have.
-        """
+        """Arrange the columns by name: `(t, c)`, -1 in columns that the file does not have."""
         wanted = np.full((len(self.labels), len(au_names)), -1, dtype=np.int8)
         for column, name in enumerate(au_names):
             if name in self.au_names:
                 wanted[:, column] = self.labels[:, self.au_names.index(name)]
         return wanted
+
+
+_LABELS = {"0": 0, "1": 1, "-1": -1}
+
+
+def _read_header(line: str, where: str) -> tuple[str, ...]:
+    """Names of the Action Units; empty fields at the end come from trailing commas."""
+    names = [name.strip() for name in line.split(",")]
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(re.fullmatch(r"AU\d+", name) for name in names):
+        raise AnnotationError(f"{where}: expected names such as AU1,AU2,AU4; got {line.strip()!r}.")
+    if len(set(names)) != len(names):
+        raise AnnotationError(f"{where}: an Action Unit occurs twice; got {line.strip()!r}.")
+    return tuple(names)
 
 
 def read_annotation(path: str | Path, *, whole_rows: bool = True) -> Annotation:
@@ -462,7 +324,7 @@ def read_annotation(path: str | Path, *, whole_rows: bool = True) -> Annotation:
             Aff-Wild2. If not, each entry is taken as written.
 
     Returns:
-        Names and labels.
+        `labels` `(t, c)` with their `au_names`; `select(au_names)` arranges the columns.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -479,12 +341,12 @@ def read_annotation(path: str | Path, *, whole_rows: bool = True) -> Annotation:
     lines = read_lines(Path(path))
     if not lines:
         raise AnnotationError(f"{path} is empty; expected a header such as AU1,AU2,AU4.")
-    au_names = header(lines[0], f"{path}, line 1")
+    au_names = _read_header(lines[0], f"{path}, line 1")
     parsed: dict[str, list[int]] = {}  # few distinct rows make up a file of many
     rows: list[list[int]] = []
     for number, line in enumerate(lines[1:], start=2):
         if line not in parsed:
-            values = [VALUES.get(token.strip()) for token in line.split(",")]
+            values = [_LABELS.get(token.strip()) for token in line.split(",")]
             if len(values) != len(au_names) or None in values:
                 raise AnnotationError(
                     f"{path}, line {number}: expected {len(au_names)} values of 0, 1 or -1, as the "
@@ -500,7 +362,6 @@ def read_annotation(path: str | Path, *, whole_rows: bool = True) -> Annotation:
     return Annotation(au_names, labels, int(partial.sum()))
 
 
-# -------------------------------------------------------------------------------------------- join
 @dataclass(frozen=True)
 class JoinedLabels:
     """Labels in the order of the frames that are there."""
@@ -511,12 +372,15 @@ class JoinedLabels:
     """`(n)`, whether the annotation has a row of this number."""
     num_rows: int
     """Rows of the annotation."""
-    num_rows_without_frame: int
-    """Rows that no frame was there for."""
+
+    @property
+    def num_rows_without_frame(self) -> int:
+        """Rows that no frame was there for."""
+        return self.num_rows - int(self.has_row.sum())
 
     @property
     def report(self) -> str:
-        """What does not agree, in a sentence; empty if everything does."""
+        """What does not agree, in words; empty if everything does."""
         without_row = int((~self.has_row).sum())
         if not without_row and not self.num_rows_without_frame:
             return ""
@@ -536,7 +400,8 @@ def join_labels(
         numbers: `(n)`, 1-based frame numbers, each once; for a video, decoding index + 1.
 
     Returns:
-        Labels per frame, -1 where the annotation has no row, and what did not agree.
+        `labels` `(n, c)`, -1 where the annotation has no row (`has_row`), and a `report` of what
+        does not agree, empty if everything does.
 
     Raises:
         ValueError: If a number is below 1 or occurs twice.
@@ -557,9 +422,10 @@ def join_labels(
     has_row = wanted <= len(labels)
     joined = np.full((len(wanted), labels.shape[1]), -1, dtype=np.int8)
     joined[has_row] = labels[wanted[has_row] - 1]
-    return JoinedLabels(joined, has_row, len(labels), len(labels) - int(has_row.sum()))
+    return JoinedLabels(joined, has_row, len(labels))
 
 
+# ------------------------------------------------------------------------------------ submission
 class ListedFrame(NamedTuple):
     """One line of the example file."""
 
@@ -573,23 +439,12 @@ class ListedFrame(NamedTuple):
     """Line of the file, counted from 1."""
 
 
-@dataclass(frozen=True)
-class ListedFrames:
-    """What a submission must hold."""
-
-    au_names: tuple[str, ...]
-    """Names of the columns."""
-    frames: tuple[ListedFrame, ...]
-    """Rows, in the order of the file."""
-
-
-def listed_frames(example: str | Path) -> ListedFrames:
-    """Read the official example of a submission: which frames, in which order."""
+def listed_frames(example: str | Path) -> tuple[tuple[str, ...], list[ListedFrame]]:
+    """Read what a submission must hold: the names of its columns, and its frames in order."""
     lines = read_lines(Path(example))
     if not lines or lines[0].split(",")[0].strip() != "image_location":
         raise AnnotationError(f"{example}, line 1: expected image_location,AU1,AU2,...")
-    _, _, named = lines[0].partition(",")
-    columns = header(named, f"{example}, line 1")
+    au_names = _read_header(lines[0].partition(",")[2], f"{example}, line 1")
     frames: list[ListedFrame] = []
     seen: dict[tuple[str, int], int] = {}
     for number, line in enumerate(lines[1:], start=2):
@@ -606,7 +461,7 @@ def listed_frames(example: str | Path) -> ListedFrames:
                 f"{example}, line {number}: {location} is listed before, in line {first}."
             )
         frames.append(frame)
-    return ListedFrames(columns, tuple(frames))
+    return au_names, frames
 
 
 def write_submission(
@@ -627,7 +482,7 @@ def write_submission(
         au_names: Names of the columns of `predictions`.
         repeat_last: How many listed frames beyond the last prediction of a trial may take over its
             decisions. Lists that are off by one from what a decoder yields need 1; by default such
-            a frame is refused.
+            a frame raises.
 
     Returns:
         Number of rows written.
@@ -638,13 +493,13 @@ def write_submission(
         ValueError: If a prediction is missing for a listed frame, or is not 0 or 1.
     """
     check_range("repeat_last", repeat_last, 0)
-    wanted = listed_frames(example)
-    lacking = [name for name in wanted.au_names if name not in au_names]
+    wanted, frames = listed_frames(example)
+    lacking = [name for name in wanted if name not in au_names]
     if lacking:
         raise ValueError(f"{example} wants {', '.join(lacking)}, which `au_names` does not have.")
-    order = [list(au_names).index(name) for name in wanted.au_names]
+    order = [list(au_names).index(name) for name in wanted]
     rows = []
-    for frame in wanted.frames:
+    for frame in frames:
         if frame.trial not in predictions:
             raise ValueError(
                 f"no prediction for trial {frame.trial!r} ({example}, line {frame.line})."
@@ -664,12 +519,8 @@ def write_submission(
         if any(value not in (0, 1) for value in values):
             raise ValueError(f"decisions must be 0 or 1; {frame.location} has {values}.")
         rows.append([frame.location, *(int(value) for value in values)])
-    _write_table(Path(path), ["image_location", *wanted.au_names], rows)
-    return len(rows)
-
-
-def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow(["image_location", *wanted])
         writer.writerows(rows)
+    return len(rows)

@@ -1,4 +1,4 @@
-"""What is missing, odd or inconsistent in a data root, in plain words.
+"""What is missing, odd or inconsistent in a data root.
 
 Nothing is decoded and nothing is changed: annotations are read, folders are listed, and containers
 are asked what they announce.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Literal, TypeVar
 
 from mmau._checks import check_range
 from mmau.action_units import AU_NAMES
@@ -23,15 +23,17 @@ from mmau.data.affwild2 import (
     challenge_folder,
     find_frame_folders,
     find_videos,
-    frame_numbers,
+    frame_files,
     read_annotation,
-    video_of_trial,
+    video_of,
 )
 from mmau.media.errors import MediaError
 from mmau.media.video import open_container
 from mmau.progress import ProgressCallback
 
 Severity = Literal["error", "warning", "note"]
+
+Result = TypeVar("Result")
 
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 _NOTABLE_SECONDS = 0.1  # of sound that starts late or ends early; codecs pad by less
@@ -47,7 +49,7 @@ class Finding:
     where: str
     """Trial, file or folder."""
     message: str
-    """What about it, in a sentence."""
+    """What about it."""
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.where}: {self.message}"
@@ -59,10 +61,25 @@ class _Report:
 
     kinds: dict[str, list[Finding]] = field(default_factory=dict)
 
-    def add(self, kind: str, severity: Severity, where: object, message: str) -> None:
+    def _add(self, severity: Severity, kind: str, where: object, message: str) -> None:
         self.kinds.setdefault(kind, []).append(Finding(severity, str(where), message))
 
+    error = partialmethod(_add, "error")
+    warning = partialmethod(_add, "warning")
+    note = partialmethod(_add, "note")
+
+    def attempt(
+        self, kind: str, where: object, read: Callable[[Path], Result], path: Path
+    ) -> Result | None:
+        """Read something; what is raised becomes an error of the report."""
+        try:
+            return read(path)
+        except (ValueError, OSError) as error:
+            self.error(kind, where, str(error))
+            return None
+
     def findings(self, max_per_kind: int) -> list[Finding]:
+        """All findings, errors first; of one kind only so many, and how many more there are."""
         kept = []
         for kind, found in self.kinds.items():
             kept += found[:max_per_kind]
@@ -117,102 +134,76 @@ def check_data_root(
     root, report = Path(root), _Report()
     if not root.is_dir():
         what = "this is a file, not a folder." if root.exists() else "there is no such folder."
-        report.add("root", "error", root, what)
+        report.error("root", root, what)
         return report.findings(max_per_kind)
     annotations = _annotations(root, report)
-    videos = _videos(root, report)
-    folders = _image_folders(root, report)
-    used: dict[str, set[str]] = {}
-    totals: dict[str, Counter[str]] = {split: Counter() for split in annotations}
+    videos = report.attempt("layout", root / "videos", find_videos, root) or {}
+    folders = report.attempt("layout", root, find_frame_folders, root) or {}
+    for path in videos.values():
+        if path.stat().st_size == 0:
+            report.error("empty video", path, "the file is empty (0 bytes).")
+    splits_of: dict[Path, set[str]] = {}
+    num_frames: dict[Path, int | None] = {}
     trials = [(split, *item) for split, found in annotations.items() for item in found.items()]
-    facts: dict[Path, _VideoFacts | None] = {}
+    totals: dict[str, Counter[str]] = {split: Counter() for split in annotations}
     for done, (split, name, path) in enumerate(trials, start=1):
         annotation = _annotation(path, report)
-        totals[split]["trials"] += 1
+        totals[split].update(trials=1)
         if annotation is not None:
             labelled = int((annotation.labels != -1).any(axis=1).sum())
-            totals[split]["rows"] += len(annotation.labels)
-            totals[split]["labelled"] += labelled
-        video = videos.get(name) or videos.get(video_of_trial(name))
+            totals[split].update(rows=len(annotation.labels), labelled=labelled)
+        video = video_of(name, videos)
         if video is None:
-            report.add("no video", "error", name, f"there is no video of it below {root}/videos.")
+            report.error("no video", name, f"there is no video of it below {root}/videos.")
         else:
-            used.setdefault(video.stem, set()).add(split)
-            if open_videos:
-                if video not in facts:
-                    facts[video] = _video(video, report)
-                if annotation is not None:
-                    _compare_counts(name, facts[video], annotation, report)
+            splits_of.setdefault(video, set()).add(split)
+            if open_videos and video not in num_frames:
+                num_frames[video] = _video(video, report)
+            _counts(name, num_frames.get(video), annotation, report)
         if folders:
             _images(name, folders.get(name), annotation, report)
         if progress is not None:
             progress(done, len(trials))
-    for stem, splits in sorted(used.items()):
+    for video, splits in sorted(splits_of.items()):
         if len(splits) > 1:
-            report.add(
-                "two splits", "note", stem, "people of this video are in both official splits."
-            )
-    spare = sorted(videos.keys() - used.keys())
-    if spare and trials:
-        report.add(
-            "spare videos", "note", root / "videos",
-            f"{_some(len(spare), 'video')} without annotation (test set or other tracks): "
-            f"{', '.join(spare[:3])}{', ...' if len(spare) > 3 else ''}",
-        )  # fmt: skip
+            what = "people of this video are in both official splits."
+            report.note("two splits", video.stem, what)
+    unused = sorted(name for name, video in videos.items() if video not in splits_of)
+    if unused and trials:
+        what = f"{_some(len(unused), 'video')} without annotation (test set or other tracks): "
+        listed = f"{', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}"
+        report.note("videos without annotation", root / "videos", what + listed)
     _junk(root, report)
     for split, total in totals.items():
-        report.add(
-            f"{split} size", "note", split,
-            f"{_some(total['trials'], 'trial')}, {_some(total['rows'], 'row')}, of which "
-            f"{total['labelled']} labelled.",
-        )  # fmt: skip
+        sizes = f"{_some(total['trials'], 'trial')}, {_some(total['rows'], 'row')}"
+        report.note(f"{split} size", split, f"{sizes}, of which {total['labelled']} labelled.")
     return report.findings(max_per_kind)
 
 
-# --------------------------------------------------------------------------------- what there is
+def _some(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _annotations(root: Path, report: _Report) -> dict[str, dict[str, Path]]:
-    try:
-        challenge = challenge_folder(root)
-    except ValueError as error:
-        report.add("layout", "error", root, str(error))
+    challenge = report.attempt("layout", root, challenge_folder, root)
+    if challenge is None:
         return {}
     if not challenge.is_dir():
-        report.add("layout", "error", challenge, "there is no such folder, so no annotation.")
+        report.error("layout", challenge, "there is no such folder, so no annotation.")
         return {}
     found = {}
-    for split, folder in SPLIT_FOLDERS.items():
-        if not (challenge / folder).is_dir():
-            report.add("layout", "error", challenge / folder, "there is no such folder.")
+    for split, name in SPLIT_FOLDERS.items():
+        folder = challenge / name
+        if not folder.is_dir():
+            report.error("layout", folder, "there is no such folder.")
             continue
-        found[split] = dict(sorted(annotations_in(challenge / folder).items()))
+        found[split] = annotations_in(folder)
         if not found[split]:
-            report.add("layout", "error", challenge / folder, "there is not one annotation in it.")
+            report.error("layout", folder, "there is not one annotation in it.")
     for name in sorted(set.intersection(*map(set, found.values()))) if len(found) > 1 else ():
-        report.add(
-            "both splits", "error", name,
-            "this trial is in both official splits; scores on it would be worthless.",
-        )  # fmt: skip
+        what = "this trial is in both official splits; scores on it would be worthless."
+        report.error("both splits", name, what)
     return found
-
-
-def _videos(root: Path, report: _Report) -> dict[str, Path]:
-    try:
-        found = find_videos(root)
-    except (FileNotFoundError, ValueError) as error:
-        report.add("layout", "error", root / "videos", str(error))
-        return {}
-    for path in found.values():
-        if path.stat().st_size == 0:
-            report.add("empty video", "error", path, "the file is empty (0 bytes).")
-    return found
-
-
-def _image_folders(root: Path, report: _Report) -> dict[str, Path]:
-    try:
-        return find_frame_folders(root)
-    except ValueError as error:
-        report.add("layout", "error", root, str(error))
-        return {}
 
 
 def _junk(root: Path, report: _Report) -> None:
@@ -224,78 +215,63 @@ def _junk(root: Path, report: _Report) -> None:
     )
     if names:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
-        report.add("junk", "note", root, f"files of other systems, ignored: {listed}.")
+        report.note("junk", root, f"files of other systems, ignored: {listed}.")
 
 
-# ----------------------------------------------------------------------------------- one trial
+# ------------------------------------------------------------------------------------- one trial
 def _annotation(path: Path, report: _Report) -> Annotation | None:
-    try:
-        annotation = read_annotation(path)
-    except (ValueError, OSError) as error:
-        report.add("annotation", "error", path.stem, str(error))
+    annotation = report.attempt("annotation", path.stem, read_annotation, path)
+    if annotation is None:
         return None
     lacking = [name for name in AU_NAMES if name not in annotation.au_names]
     if lacking:
-        report.add(
-            "header", "note", path.stem,
-            f"the header has {len(annotation.au_names)} Action Units; unknown here: "
-            f"{', '.join(lacking)}.",
-        )  # fmt: skip
+        what = f"the header has {len(annotation.au_names)} Action Units; unknown here: "
+        report.note("header", path.stem, f"{what}{', '.join(lacking)}.")
     if annotation.num_partial_rows:
-        report.add(
-            "partial rows", "warning", path.stem,
-            f"{_some(annotation.num_partial_rows, 'row')} with -1 in some columns only; the whole "
-            "row counts as unknown.",
-        )  # fmt: skip
+        rows = _some(annotation.num_partial_rows, "row")
+        what = f"{rows} with -1 in some columns only; the whole row counts as unknown."
+        report.warning("partial rows", path.stem, what)
     if not len(annotation.labels):
-        report.add("no rows", "warning", path.stem, "the annotation has a header and no row.")
+        report.warning("no rows", path.stem, "the annotation has a header and no row.")
     elif (annotation.labels == -1).all():
-        report.add("unlabelled", "warning", path.stem, "not one row is labelled, all are -1.")
+        report.warning("unlabelled", path.stem, "not one row is labelled, all are -1.")
     return annotation
 
 
-def _video(path: Path, report: _Report) -> _VideoFacts | None:
-    try:
-        facts = _ask(path)
-    except MediaError as error:
-        report.add("unreadable video", "error", path, str(error))
+def _video(path: Path, report: _Report) -> int | None:
+    """Report what a container announces; returns its number of frames if it says so."""
+    facts = report.attempt("unreadable video", path, _announced, path)
+    if facts is None:
         return None
     named = re.match(r"\d+-(\d+)-\d+x\d+", path.stem)
     if named and facts.rate is not None and abs(int(named[1]) - facts.rate) > _NOTABLE_RATE:
-        report.add(
-            "rate", "note", path.stem,
-            f"the name says {named[1]} frames per second, the file {facts.rate:.2f}; times are "
-            "taken from the file.",
-        )  # fmt: skip
+        what = f"the name says {named[1]} frames per second, the file {facts.rate:.2f}"
+        report.note("rate", path.stem, f"{what}; times are taken from the file.")
     if facts.sound is None:
-        report.add("no sound", "note", path.stem, "the video has no sound.")
-        return facts
+        report.note("no sound", path.stem, "the video has no sound.")
+        return facts.num_frames
     start, length = facts.sound
     if start - facts.start > _NOTABLE_SECONDS:
-        report.add(
-            "late sound", "note", path.stem,
-            f"the sound starts {start - facts.start:.2f} s after the picture.",
-        )  # fmt: skip
+        what = f"the sound starts {start - facts.start:.2f} s after the video."
+        report.note("late sound", path.stem, what)
     if length is not None and facts.duration is not None:
         early = facts.start + facts.duration - start - length
         if early > _NOTABLE_SECONDS:
-            report.add(
-                "short sound", "note", path.stem,
-                f"the sound ends {early:.2f} s before the picture.",
-            )  # fmt: skip
-    return facts
+            what = f"the sound ends {early:.2f} s before the video."
+            report.note("short sound", path.stem, what)
+    return facts.num_frames
 
 
-def _ask(path: Path) -> _VideoFacts:
+def _announced(path: Path) -> _VideoFacts:
     with open_container(path) as container:
         if not container.streams.video:
-            raise MediaError(f"the file has no picture: {path}")
+            raise MediaError(f"the file has no video: {path}")
         video = container.streams.video[0]
         sound = None
         if container.streams.audio:
             track = container.streams.audio[0]
-            sound = (_seconds(track.start_time, track.time_base) or 0.0,
-                     _seconds(track.duration, track.time_base))  # fmt: skip
+            start = _seconds(track.start_time, track.time_base) or 0.0
+            sound = start, _seconds(track.duration, track.time_base)
         return _VideoFacts(
             num_frames=int(video.frames) or None,
             rate=None if video.average_rate is None else float(video.average_rate),
@@ -309,61 +285,50 @@ def _seconds(ticks: int | None, time_base: float | None) -> float | None:
     return None if ticks is None or time_base is None else float(ticks * time_base)
 
 
-def _some(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _compare_counts(
-    name: str, facts: _VideoFacts | None, annotation: Annotation, report: _Report
+def _counts(
+    name: str, num_frames: int | None, annotation: Annotation | None, report: _Report
 ) -> None:
-    if facts is None or facts.num_frames is None or facts.num_frames == len(annotation.labels):
+    if num_frames is None or annotation is None or num_frames == len(annotation.labels):
         return
-    more = len(annotation.labels) - facts.num_frames
-    rest = (
-        f"{_some(more, 'row')} without frame"
-        if more > 0
-        else f"{_some(-more, 'frame')} without row"
+    frames, rows = _some(num_frames, "frame"), _some(len(annotation.labels), "row")
+    more = len(annotation.labels) - num_frames
+    rest = f"{_some(more, 'row')} without frame"
+    if more < 0:
+        rest = f"{_some(-more, 'frame')} without row"
+    report.warning(
+        "counts",
+        name,
+        f"the video announces {frames}, the annotation has {rows}: {rest} at the end; nothing is "
+        "shifted.",
     )
-    report.add(
-        "counts", "warning", name,
-        f"the video announces {_some(facts.num_frames, 'frame')}, the annotation has "
-        f"{_some(len(annotation.labels), 'row')}: {rest} at the end; nothing is shifted.",
-    )  # fmt: skip
 
 
 def _images(name: str, folder: Path | None, annotation: Annotation | None, report: _Report) -> None:
     if folder is None:
-        report.add("no image folder", "note", name, "there is no folder of cropped images of it.")
+        report.note("no image folder", name, "there is no folder of cropped images of it.")
         return
-    try:
-        numbers = frame_numbers(folder)
-    except ValueError as error:
-        report.add("image numbers", "error", folder, str(error))
+    files = report.attempt("image numbers", folder, frame_files, folder)
+    if files is None:
         return
-    if not len(numbers):
-        report.add("no image", "warning", folder, "there is not one image in this folder.")
+    if not files:
+        report.warning("no image", folder, "there is not one image in this folder.")
         return
-    empty = sum(
-        path.stat().st_size == 0
-        for path in folder.iterdir()
-        if path.suffix in (".jpg", ".jpeg", ".png") and not path.name.startswith(".")
-    )
+    empty = sum(path.stat().st_size == 0 for path in files.values())
     if empty:
-        report.add("empty images", "warning", folder, f"{_some(empty, 'image')} with 0 bytes.")
+        report.warning("empty images", folder, f"{_some(empty, 'image')} with 0 bytes.")
     if annotation is None or not len(annotation.labels):
         return
-    num_rows = len(annotation.labels)
-    beyond = int((numbers > num_rows).sum())
+    last, num_rows = max(files), len(annotation.labels)
+    beyond = sum(number > num_rows for number in files)
     if beyond:
-        report.add(
-            "images beyond", "warning", name,
-            f"{_some(beyond, 'image')} numbered above {num_rows}, the last row of the annotation.",
-        )  # fmt: skip
-    lacking = np.setdiff1d(np.arange(1, num_rows + 1), numbers)
-    if len(lacking):
-        before, after = int((lacking < numbers[0]).sum()), int((lacking > numbers[-1]).sum())
-        report.add(
-            "gaps", "note", name,
+        what = f"numbered above {num_rows}, the last row of the annotation."
+        report.warning("images beyond", name, f"{_some(beyond, 'image')} {what}")
+    lacking = [number for number in range(1, num_rows + 1) if number not in files]
+    if lacking:
+        before, after = sum(n < min(files) for n in lacking), sum(n > last for n in lacking)
+        report.note(
+            "gaps",
+            name,
             f"{len(lacking)} of {num_rows} annotated frames have no image: {before} at the start, "
             f"{len(lacking) - before - after} in between, {after} at the end.",
-        )  # fmt: skip
+        )
