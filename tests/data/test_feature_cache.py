@@ -346,7 +346,6 @@ def test_features_of_something_else_are_stale(tmp_path, cache, sources, change, 
         lambda: other.load(sources[0]),
         lambda: other.fill(sources, pytest.fail),
         lambda: other.estimate(sources),
-        lambda: other.write_manifest(sources),
     ):
         with pytest.raises(CacheError, match=f"the file of features is stale .*{words}.*delete"):
             use()
@@ -363,13 +362,6 @@ def test_a_changed_source_makes_its_features_stale(cache, sources, monkeypatch):
     monkeypatch.setitem(cache._made_by, "torch", "1.0")
     with pytest.raises(CacheError, match=r"torch was .* and is now 1\.0"):
         cache.load(sources[2])
-
-
-def test_the_manifest_lists_files_for_copies(cache, sources):
-    cache.fill(sources, rows_of)
-    text = cache.write_manifest(sources).read_text()
-    assert '"batch2/b.safetensors"' in text
-    assert text.count("sha256_of_content") == 4
 
 
 # -------------------------------------------------------------------------------- what is refused

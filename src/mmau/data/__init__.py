@@ -10,12 +10,12 @@ from mmau.data.affwild2 import (
     read_annotation,
     write_submission,
 )
-from mmau.data.affwild2_check import Finding, check_data_root
+from mmau.data.affwild2_check import check_data_root
 from mmau.data.clips import (
     ClipAugmentation,
     ClipDataset,
 )
-from mmau.data.feature_cache import FeatureCache, FeatureCacheError, FeatureLayout, FeatureSource
+from mmau.data.feature_cache import FeatureCache, FeatureLayout
 from mmau.data.prepare import (
     PreparationError,
     PreparationReport,
@@ -27,31 +27,19 @@ from mmau.data.prepared import (
     PreparedChunk,
     PreparedTrial,
     load_trial,
-    save_trial,
 )
-from mmau.data.store import CacheError, DiskFullError
 from mmau.tables.formats import (
-    ForeignAUTable,
-    read_openface,
-    read_pyfeat,
     write_openface,
     write_pyfeat,
 )
-from mmau.tables.label_conventions import AnnotationError, NumberedLabels, read_bp4d, read_disfa
+from mmau.tables.label_conventions import AnnotationError, read_bp4d, read_disfa
 
 __all__ = [
     "AnnotationError",
-    "CacheError",
     "ClipAugmentation",
     "ClipDataset",
-    "DiskFullError",
     "FeatureCache",
-    "FeatureCacheError",
     "FeatureLayout",
-    "FeatureSource",
-    "Finding",
-    "ForeignAUTable",
-    "NumberedLabels",
     "PreparationError",
     "PreparationReport",
     "PreparedChunk",
@@ -68,9 +56,6 @@ __all__ = [
     "read_annotation",
     "read_bp4d",
     "read_disfa",
-    "read_openface",
-    "read_pyfeat",
-    "save_trial",
     "write_openface",
     "write_pyfeat",
     "write_submission",

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range
-from mmau._files import atomic_write
 from mmau._version import __version__
 from mmau.data.prepared import PreparedTrial, load_trial
 from mmau.data.store import (
@@ -54,7 +53,6 @@ FEATURE_FORMAT = "mmau.features/1"
 """Written into every file; changes when the meaning of its content does."""
 
 _KIND = "file of features"
-_MANIFEST = "manifest.json"
 
 Rows = Mapping[str, "Tensor | NDArray[Any]"]
 """Consecutive frames: name of an array to `(n, ...)`."""
@@ -264,15 +262,7 @@ RegionMapper = Callable[..., tuple[Tensor, Tensor]]
 
 
 def module_fingerprint(module: nn.Module) -> str:
-    """Sum up the weights of a module, so that features are stale as soon as it is trained.
-
-    Examples:
-        >>> linear = nn.Linear(2, 2)
-        >>> before = module_fingerprint(linear)
-        >>> _ = linear.weight.data.add_(1)
-        >>> before == module_fingerprint(linear)
-        False
-    """
+    """Sum up the weights of a module, so that features are stale as soon as it is trained."""
     digest = hashlib.sha256(type(module).__qualname__.encode())
     for name, tensor in sorted(module.state_dict().items()):
         if not isinstance(tensor, Tensor):
@@ -401,13 +391,10 @@ class CacheEstimate:
         return self.missing_bytes <= self.free_bytes
 
     def __str__(self) -> str:
-        total, missing, free = (
-            size_in_words(number)
-            for number in (self.total_bytes, self.missing_bytes, self.free_bytes)
-        )
         return (
-            f"{self.num_trials} trials, {total}; {self.num_done} are ready, {missing} to be "
-            f"written, {free} free"
+            f"{self.num_trials} trials, {size_in_words(self.total_bytes)}; {self.num_done} are "
+            f"ready, {size_in_words(self.missing_bytes)} to be written, "
+            f"{size_in_words(self.free_bytes)} free"
         )
 
 
@@ -570,31 +557,14 @@ class FeatureCache:
         json.dumps(self._made_by)  # raises what has no JSON, before any work
 
     def file_of(self, name: str) -> Path:
-        """Return where the features of a trial are, or will be.
-
-        Args:
-            name: Name of the trial.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: If the name leads out of the folder.
-        """
+        """Return where the features of the trial of this name are, or will be."""
         return file_in(self.folder, name)
 
     def fingerprint(self, source: FeatureSource) -> str:
-        """Describe everything that the features of a trial depend on.
+        """Describe everything that the features of a trial depend on, as JSON.
 
-        Args:
-            source: What they are computed from. Of a prepared trial its checksum counts, so that it
-                may be copied to another machine; of other files, size and modification time.
-
-        Returns:
-            JSON.
-
-        Raises:
-            MediaError: If the source is missing.
+        Of a prepared trial its checksum counts, so that it may be copied to another machine; of
+        other files, size and modification time.
         """
         about: dict[str, Any] = source_stamp(source.path)
         if source.path.suffix == SUFFIX:
@@ -613,18 +583,7 @@ class FeatureCache:
         return metadata
 
     def is_done(self, source: FeatureSource) -> bool:
-        """Tell whether the features of a trial are there; reads the header only.
-
-        Args:
-            source: What they are computed from.
-
-        Returns:
-            False if there is no file.
-
-        Raises:
-            CacheError: If there is one, but cut, of another version, or stale.
-            MediaError: If the source is missing.
-        """
+        """Tell whether the features of a trial are there; raises if they are stale or cut."""
         return self.file_of(source.name).exists() and bool(self._fresh_metadata(source))
 
     def _job(self, source: FeatureSource) -> FillJob:
@@ -634,27 +593,14 @@ class FeatureCache:
     def estimate(
         self, sources: Sequence[FeatureSource], *, rank: int = 0, world_size: int = 1
     ) -> CacheEstimate:
-        """Compute what will be written, before anything is.
-
-        Args:
-            sources: All trials, of all ranks.
-            rank: Which share is this process's.
-            world_size: Number of shares.
-
-        Returns:
-            Numbers of trials and bytes.
-
-        Raises:
-            ValueError: If a number is out of range, or two sources share a name.
-            CacheError: If a file is stale or cut.
-        """
+        """Compute how many trials and bytes `fill` will write, from the same arguments."""
         share = self._share(sources, rank, world_size)
         sizes = {source.name: self._job(source).file_bytes for source in share}
         done = [source.name for source in share if self.is_done(source)]
         total = sum(sizes.values())
         missing = total - sum(sizes[name] for name in done)
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents)
-                        if path.exists())  # fmt: skip
+        parents = self.folder, *self.folder.absolute().parents
+        existing = next(path for path in parents if path.exists())
         free = shutil.disk_usage(existing).free
         return CacheEstimate(len(share), len(done), total, missing, free)
 
@@ -780,41 +726,8 @@ class FeatureCache:
         """
         return CachedTrials(partial(self.load, verify=verify), sources, extra or {})
 
-    def write_manifest(self, sources: Sequence[FeatureSource]) -> Path:
-        """Write `manifest.json`: each file with its bytes, frames and checksum, for copies.
-
-        Args:
-            sources: Trials whose features are there, of all ranks.
-
-        Returns:
-            Path of the manifest.
-
-        Raises:
-            CacheError: If a file is missing, cut or stale.
-        """
-        entries = {}
-        for source in sorted(sources, key=lambda source: source.name):
-            entries[f"{source.name}{SUFFIX}"] = {
-                "bytes": self.file_of(source.name).stat().st_size,
-                "num_frames": source.num_frames,
-                "sha256_of_content": self._fresh_metadata(source)["sha256"],
-            }
-        path = self.folder / _MANIFEST
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(
-                json.dumps({"made_by": self._made_by, "files": entries}, indent=1)
-            )
-        return path
-
     def find_broken(self, sources: Sequence[FeatureSource]) -> dict[str, str]:
-        """Read every file in full and list what cannot be used; reads all of the cache.
-
-        Args:
-            sources: Trials to look at.
-
-        Returns:
-            Name to reason; empty if all is well.
-        """
+        """Read all files in full; returns name to reason of those that cannot be used."""
         broken = {}
         for source in sources:
             try:
