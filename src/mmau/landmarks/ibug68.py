@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmau.landmarks.facial_regions import ACTION_UNIT_REGIONS, REGION_MIRROR, REGION_NAMES
+from mmau.landmarks.facial_regions import REGION_MIRROR, REGION_NAMES
 from mmau.landmarks.scheme import LandmarkScheme
 
 _POINTS = 68
@@ -77,6 +77,5 @@ IBUG68 = LandmarkScheme(
     mirror=_MIRROR,
     region_mirror=REGION_MIRROR,
     derived=_DERIVED,
-    action_unit_regions=ACTION_UNIT_REGIONS,
 )
 """68 points, 13 regions; see `LandmarkScheme`."""

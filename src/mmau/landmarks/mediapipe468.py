@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmau.landmarks.facial_regions import ACTION_UNIT_REGIONS, REGION_MIRROR, REGION_NAMES
+from mmau.landmarks.facial_regions import REGION_MIRROR, REGION_NAMES
 from mmau.landmarks.ibug68 import IBUG68
 from mmau.landmarks.scheme import LandmarkScheme
 
@@ -132,6 +132,5 @@ MEDIAPIPE468 = LandmarkScheme(
     regions={name: _REGIONS[name] for name in REGION_NAMES},
     mirror=_MIRROR,
     region_mirror=REGION_MIRROR,
-    action_unit_regions=ACTION_UNIT_REGIONS,
 )
 """468 vertices, the same 13 regions as `IBUG68`; with cheeks and forehead of its own."""

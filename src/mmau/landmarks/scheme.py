@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mmau._checks import check_shapes, did_you_mean
-from mmau.action_units import AU_NAMES
 
 
 def _as_indices(owner: str, points: object, num_all: int) -> tuple[int, ...]:
-    """Check one list of point indices, in sentences that name the region it belongs to."""
+    """Check one list of point indices; errors name its owner."""
     if isinstance(points, (str, bytes)) or not isinstance(points, Iterable):
         raise TypeError(f"{owner} must be a sequence of point indices; got {points!r}.")
     indices = tuple(points)
@@ -59,16 +58,15 @@ class LandmarkScheme:
         num_points: Number `k` of points that a detector returns.
         regions: Region name to the indices of its points, own or derived. Their order is the order
             of the regions axis `m` everywhere.
-        mirror: For each point, the point that takes its place in a mirrored picture; or `None`.
+        mirror: For each point, the point that takes its place in a mirrored image; or `None`.
         region_mirror: Region name to the name of its mirror image; regions left out mirror onto
             themselves. Needs `mirror`.
         derived: Name of a derived point to `{point index: weight}`, weights summing to one.
-        action_unit_regions: Action Unit to the regions in which it shows.
 
     Raises:
         TypeError: If a table holds something other than integers.
-        ValueError: If a table names points, regions or Action Units that do not exist, is empty,
-            names a point twice, or is not symmetric under its own mirror.
+        ValueError: If a table names points or regions that do not exist, is empty, names a point
+            twice, or is not symmetric under its own mirror.
 
     Examples:
         >>> scheme = LandmarkScheme(
@@ -89,7 +87,6 @@ class LandmarkScheme:
     mirror: tuple[int, ...] | None = None
     region_mirror: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    action_unit_regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_points < 1:
@@ -107,12 +104,10 @@ class LandmarkScheme:
         }
         # A frozen dataclass is written through `object`, once, while it is being built.
         object.__setattr__(self, "regions", regions)
-        for table in ("region_mirror", "derived", "action_unit_regions"):
+        for table in ("region_mirror", "derived"):
             object.__setattr__(self, table, dict(getattr(self, table)))
-        self._check_action_unit_regions()
         self._check_mirror()
 
-    # ---------------------------------------------------------------- checks of the tables
     def _check_derived(self) -> None:
         for name, weights in self.derived.items():
             _as_indices(f"derived point {name!r}", weights, self.num_points)
@@ -128,16 +123,6 @@ class LandmarkScheme:
                 f"{owner} names no region of {self.name!r}: {region!r}"
                 f"{did_you_mean(region, self.regions)} Regions: {', '.join(self.regions)}."
             )
-
-    def _check_action_unit_regions(self) -> None:
-        for unit, regions in self.action_unit_regions.items():
-            if unit not in AU_NAMES:
-                raise ValueError(
-                    f"`action_unit_regions` names an unknown Action Unit {unit!r}"
-                    f"{did_you_mean(unit, AU_NAMES)} Known: {', '.join(AU_NAMES)}."
-                )
-            for region in regions:
-                self._known_region(f"`action_unit_regions[{unit!r}]`", region)
 
     def _check_mirror(self) -> None:
         if self.mirror is None:
@@ -174,7 +159,6 @@ class LandmarkScheme:
             full.append(self.num_points + rows.index(image))
         return tuple(full)
 
-    # ---------------------------------------------------------------- what others use
     @property
     def num_regions(self) -> int:
         """Number `m` of regions."""
@@ -192,58 +176,18 @@ class LandmarkScheme:
         return tuple(names.index(self.region_mirror.get(name, name)) for name in names)
 
     def region_table(self) -> Tensor:
-        """Return the regions as one tensor, which is what the mapper reads.
-
-        Returns:
-            `(m, j)` int64, indices of the points of each region, padded with -1.
-        """
+        """Return the points of each region as one tensor `(m, j)` int64, padded with -1."""
         longest = max(len(points) for points in self.regions.values())
         rows = [(*points, *[-1] * (longest - len(points))) for points in self.regions.values()]
         return torch.tensor(rows, dtype=torch.int64)
 
     def derived_matrix(self) -> Tensor:
-        """Return the derived points as a matrix.
-
-        Returns:
-            `(k', k)` float32; derived points are `matrix @ landmarks`.
-        """
+        """Return a matrix `(k', k)` float32: derived points are `matrix @ landmarks`."""
         matrix = torch.zeros(len(self.derived), self.num_points)
         for row, weights in enumerate(self.derived.values()):
             for point, weight in weights.items():
                 matrix[row, point] = weight
         return matrix
-
-    def action_unit_table(self, au_names: Sequence[str] = AU_NAMES) -> Tensor:
-        """Return in which regions each Action Unit shows, as one tensor.
-
-        Args:
-            au_names: The Action Units wanted, in the order of the rows.
-
-        Returns:
-            `(c, m)` bool; a row is False throughout where the scheme says nothing.
-
-        Raises:
-            ValueError: If an Action Unit is unknown.
-
-        Examples:
-            >>> scheme = LandmarkScheme(
-            ...     "two", 2, {"lip": (0,), "chin": (1,)}, action_unit_regions={"AU26": ("chin",)}
-            ... )
-            >>> scheme.action_unit_table(["AU25", "AU26"])
-            tensor([[False, False],
-                    [False,  True]])
-        """
-        for unit in au_names:
-            if unit not in AU_NAMES:
-                raise ValueError(
-                    f"`au_names` has an unknown Action Unit {unit!r}"
-                    f"{did_you_mean(unit, AU_NAMES)} Known: {', '.join(AU_NAMES)}."
-                )
-        rows = [
-            [region in self.action_unit_regions.get(unit, ()) for region in self.regions]
-            for unit in au_names
-        ]
-        return torch.tensor(rows, dtype=torch.bool).view(len(au_names), self.num_regions)
 
     def subset(self, names: Sequence[str]) -> LandmarkScheme:
         """Return the same convention with some of its regions.
@@ -271,10 +215,6 @@ class LandmarkScheme:
             twice = next(name for name in names if list(names).count(name) > 1)
             raise ValueError(f"`names` has region {twice!r} twice.")
         closed = all(self.region_mirror.get(name, name) in names for name in names)
-        units = {
-            unit: tuple(region for region in regions if region in names)
-            for unit, regions in self.action_unit_regions.items()
-        }
         return LandmarkScheme(
             self.name,
             self.num_points,
@@ -286,19 +226,18 @@ class LandmarkScheme:
                 if closed and region in names
             },
             derived=self.derived,
-            action_unit_regions={unit: regions for unit, regions in units.items() if regions},
         )
 
     def flip(self, landmarks: Tensor, width: float) -> Tensor:
-        """Return the landmarks of the picture mirrored left to right.
+        """Return the landmarks of the image mirrored left to right.
 
         Args:
             landmarks: `(..., k, 2)`, x then y, in pixels or normalised.
-            width: Width of the picture in the same unit: pixels, or 1 if normalised.
+            width: Width of the image in the same unit: pixels, or 1 if normalised.
 
         Returns:
             `(..., k, 2)`; point `i` is again what the scheme calls point `i`. Region tensors
-            `(..., m, ...)` of the mirrored picture are in the order `region_permutation`.
+            `(..., m, ...)` of the mirrored image are in the order `region_permutation`.
 
         Raises:
             ValueError: If the scheme has no mirror table or the shape is wrong.
