@@ -1,6 +1,6 @@
 """A small data root that contains every trap of Aff-Wild2, together with the truth about it.
 
-Nothing here looks like a face: every picture carries its video or trial and its frame number in its
+Nothing here looks like a face: every image carries its video or trial and its frame number in its
 pixels, and every row of labels its frame number in its bits. So a test can tell whether the frame,
 the label and the time that were joined belong together, and which was taken instead if not.
 """
@@ -13,10 +13,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import numpy.typing as npt
 
-from mmau._optional import require
 from mmau.action_units import AU_NAMES
 
 _CELLS = 8
@@ -27,68 +27,37 @@ _BLOCK = 1024
 
 
 def draw_code(code: int, number: int, size: int) -> npt.NDArray[np.uint8]:
-    """Draw two numbers as a chequered picture that survives lossy compression.
-
-    Args:
-        code: Which video or trial, 0 to 65535.
-        number: Frame number, 0 to 65535.
-        size: Side in pixels, a multiple of 8.
-
-    Returns:
-        `(size, size, 3)`, grey.
-    """
+    """Draw two numbers of 16 bits as a chequered image that survives lossy compression."""
     word = (code << _BITS) | number
     bits = [(word >> place) & 1 for place in range(2 * _BITS)]
     # The second half is the complement of the first, so that a mistaken cell is noticed.
     cells = np.array([*bits, *(1 - bit for bit in bits)], dtype=np.uint8)
     levels = np.where(cells.reshape(_CELLS, _CELLS) == 1, _BRIGHT, _DARK).astype(np.uint8)
-    picture = np.kron(levels, np.ones((size // _CELLS, size // _CELLS), dtype=np.uint8))
-    return np.repeat(picture[..., None], 3, axis=-1)
+    image = np.kron(levels, np.ones((size // _CELLS, size // _CELLS), dtype=np.uint8))
+    return np.repeat(image[..., None], 3, axis=-1)
 
 
 def read_code(image: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """Read what `draw_code` drew.
-
-    Args:
-        image: `(h, w, 3)`, perhaps compressed and decoded since.
-
-    Returns:
-        Code and frame number.
-
-    Raises:
-        ValueError: If the picture carries no such code.
-
-    Examples:
-        >>> read_code(draw_code(7, 1234, 64))
-        (7, 1234)
-    """
+    """Read the code and the frame number that `draw_code` drew; `ValueError` if there is none."""
     height, width = (side // _CELLS for side in image.shape[:2])
     cells = image[: height * _CELLS, : width * _CELLS].astype(np.float64)
     bright = cells.reshape(_CELLS, height, _CELLS, width, -1).mean(axis=(1, 3, 4)).flatten() > 128
     half = 2 * _BITS
     if (bright[:half] == bright[half:]).any():
-        raise ValueError("the picture carries no code, or is damaged.")
+        raise ValueError("the image carries no code, or is damaged.")
     word = sum(1 << place for place in range(half) if bright[place])
     return word >> _BITS, word & ((1 << _BITS) - 1)
 
 
 def write_coded_image(path: Path, code: int, number: int, *, size: int) -> None:
-    """Write one JPEG.
-
-    Args:
-        path: Where to.
-        code: Which trial.
-        number: Frame number that the pixels tell.
-        size: Side in pixels.
-    """
-    av = require("av", purpose="writing images", extra="video")
+    """Write one JPEG whose pixels tell a trial and a frame number."""
     encoder = av.CodecContext.create("mjpeg", "w")
     encoder.width = encoder.height = size
     encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, 25)
-    picture = av.VideoFrame.from_ndarray(draw_code(code, number, size), format="rgb24")
-    picture = picture.reformat(format="yuvj420p")
-    picture.pts = 0
-    packets = [*encoder.encode(picture), *encoder.encode(None)]
+    image = av.VideoFrame.from_ndarray(draw_code(code, number, size), format="rgb24")
+    image = image.reformat(format="yuvj420p")
+    image.pts = 0
+    packets = [*encoder.encode(image), *encoder.encode(None)]
     path.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
@@ -103,16 +72,9 @@ def write_coded_video(
 ) -> None:
     """Write a video whose frame i says i + 1, as MPEG-4 in AVI or as H.264 in MP4.
 
-    Args:
-        path: Where to; its suffix chooses the format.
-        code: Which video.
-        milliseconds: When each frame is shown. AVI knows constant rates only: there, frame i is
-            shown at `i / average_rate` whatever this says.
-        size: Side in pixels.
-        average_rate: Frames per second that the container announces.
-        sound: Start and length in seconds, or `None` for a file without sound.
+    AVI knows constant rates only: there, frame i is shown at `i / average_rate`. `sound` is its
+    start and length in seconds.
     """
-    av = require("av", purpose="writing videos", extra="video")
     is_avi = path.suffix.lower() == ".avi"
     with av.open(str(path), "w", format="avi" if is_avi else "mp4") as container:
         video = container.add_stream("mpeg4" if is_avi else "libx264", rate=average_rate)
@@ -129,15 +91,15 @@ def write_coded_video(
             track = container.add_stream("pcm_s16le" if is_avi else "aac", rate=_SAMPLE_RATE)
             track.layout = "mono"
         for index, moment in enumerate(milliseconds):
-            picture = av.VideoFrame.from_ndarray(draw_code(code, index + 1, size), format="rgb24")
-            picture.pts, picture.time_base = index if is_avi else moment, clock
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(draw_code(code, index + 1, size), format="rgb24")
+            image.pts, image.time_base = index if is_avi else moment, clock
+            container.mux(video.encode(image))
         container.mux(video.encode())
         if track is not None and sound is not None:
-            _write_sound(av, container, track, *sound)
+            _write_sound(container, track, *sound)
 
 
-def _write_sound(av: Any, container: Any, track: Any, start: float, seconds: float) -> None:
+def _write_sound(container: Any, track: Any, start: float, seconds: float) -> None:
     rng = np.random.default_rng(0)
     samples = rng.integers(-3000, 3000, (1, round(seconds * _SAMPLE_RATE)), dtype=np.int16)
     resampler = av.AudioResampler(format=track.format.name, layout="mono", rate=_SAMPLE_RATE)
@@ -318,15 +280,7 @@ class AdversarialTrial:
         return len(self.timestamps)
 
     def label_of(self, number: int, au_name: str) -> int:
-        """Look up the label of one frame.
-
-        Args:
-            number: Frame number, counted from 1.
-            au_name: Action Unit.
-
-        Returns:
-            1, 0, or -1 if it is not known.
-        """
+        """Look up the label of a frame, counted from 1; -1 if it is not known."""
         if number > len(self.labels) or au_name not in self.au_names:
             return -1
         return int(self.labels[number - 1, self.au_names.index(au_name)])
@@ -346,25 +300,11 @@ class AdversarialTruth:
     """The file that a submission of all `decisions` must be, byte for byte."""
 
     def split(self, name: str) -> tuple[AdversarialTrial, ...]:
-        """List the trials of a split.
-
-        Args:
-            name: `"train"`, `"validation"` or `"test"`.
-
-        Returns:
-            Trials, sorted by name.
-        """
+        """List the trials of a split, sorted by name."""
         return tuple(sorted((t for t in self.trials if t.split == name), key=lambda t: t.name))
 
     def counts(self, split: str) -> dict[str, tuple[int, int, int, int]]:
-        """Count the `decisions` of a split, one entry at a time.
-
-        Args:
-            split: `"train"` or `"validation"`.
-
-        Returns:
-            Action Unit to true positives, false positives, false negatives, true negatives.
-        """
+        """Count true and false positives, false and true negatives of `decisions`, per AU."""
         counted = {}
         for column, name in enumerate(AU_NAMES):
             cells = {(1, 1): 0, (1, 0): 0, (0, 1): 0, (0, 0): 0}
@@ -377,14 +317,7 @@ class AdversarialTruth:
         return counted
 
     def mean_f1(self, split: str) -> float:
-        """Score the `decisions` of a split.
-
-        Args:
-            split: `"train"` or `"validation"`.
-
-        Returns:
-            The official metric: F1 of all frames, averaged over the Action Units with positives.
-        """
+        """The official metric: F1 of all frames, averaged over the Action Units with positives."""
         scores = [
             2 * hit / (2 * hit + wrong + missed)
             for hit, wrong, missed, _ in self.counts(split).values()
@@ -402,16 +335,6 @@ def write_adversarial_root(root: str | Path) -> AdversarialTruth:
     in different splits; carriage returns, blanks, commas, a byte order mark and the legacy 8 in
     headers; rows of -1 and one that is partly so; one row too many or too few; rates unlike those
     in the names, one of them variable; sound that is missing, short or late; mp4 and avi.
-
-    Args:
-        root: New or empty folder.
-
-    Returns:
-        The truth.
-
-    Raises:
-        ValueError: If the folder holds something.
-        MissingDependencyError: If PyAV is not installed.
     """
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

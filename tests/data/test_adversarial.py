@@ -49,7 +49,7 @@ def by_name(truth, name):
 
 # --------------------------------------------------------------------------------- the root itself
 def test_the_root_holds_every_trap(truth):
-    """Looked for on disk, in the way of somebody who knows nothing of the generator."""
+    """Looked for on disk, without what the generator knows."""
     root = truth.root
     challenge = root / "AU_Detection_Challenge"
     texts = {path.stem: path.read_bytes() for path in challenge.rglob("*.txt")}
@@ -86,7 +86,7 @@ def test_the_same_root_every_time(truth, tmp_path):
         write_adversarial_root(truth.root)
 
 
-def test_a_picture_without_code_is_not_read():
+def test_an_image_without_code_is_not_read():
     with pytest.raises(ValueError, match="carries no code"):
         read_code(np.full((64, 64, 3), 90, np.uint8))
 

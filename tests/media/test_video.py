@@ -1,3 +1,4 @@
+import re
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmau.media import MediaError, VideoReader
+from mmau.media.errors import check_file
 from mmau.media.video import rotate_upright
 
 
@@ -319,3 +321,19 @@ def test_importing_media_loads_no_heavy_library():
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(MediaError, match=f"^no such file: {re.escape(str(tmp_path / 'no.mp4'))}$"):
+        check_file(tmp_path / "no.mp4")
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(MediaError, match="expected a file but this is a folder: "):
+        check_file(tmp_path)
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(MediaError, match=r"the file is empty \(0 bytes\): .*empty.mp4"):
+        check_file(tmp_path / "empty.mp4")

@@ -15,7 +15,7 @@ STABLE_POINTS: tuple[int, ...] = (36, 39, 42, 45, 27, 28, 29, 30)
 """Indices into iBUG-68: the four corners of the eyes and the bridge of the nose. Mouth corners and
 brows move with Action Units, which would leak into scale and rotation."""
 
-# Mean of the two public-domain portraits of `data.synthetic`, made symmetric; the outer corners of
+# Mean of the two public-domain portraits of `mmau.synthetic`, made symmetric; the outer corners of
 # the eyes are one unit apart and their middle is the origin. In these units the brows are at -0.2
 # (-0.3 raised), the chin at 1.22 (about 1.45 with the jaw dropped), the ears at -0.76 and 0.76.
 _STABLE_SHAPE = np.array(
@@ -46,24 +46,9 @@ def estimate_similarity(
 
     $$ \min_{s, R, t} \sum_k \lVert s R\, p_k + t - q_k \rVert^2 $$
 
-    in closed form and for many point sets at once. In two dimensions $sR$ has the two numbers
-    $(\alpha, \beta)$ of a complex factor, so the solution is one complex division; reflections
-    cannot come out. A set with a NaN gives a NaN matrix.
-
-    Args:
-        source: `(..., k, 2)`, points $p$.
-        target: `(..., k, 2)` or `(k, 2)`, points $q$.
-
-    Returns:
-        `(..., 2, 3)`, matrices `[sR | t]`.
-
-    Raises:
-        ValueError: If the shapes do not fit, there are fewer than two points, or all points of a
-            set coincide.
-
-    References:
-        Umeyama, *Least-squares estimation of transformation parameters between two point patterns*,
-        1991, restricted to rotations.
+    in closed form, for point sets `(..., k, 2)` at once; a set with a NaN gives a NaN matrix. In
+    two dimensions $sR$ has the two numbers $(\alpha, \beta)$ of a complex factor: the solution is
+    one complex division; reflections cannot come out (Umeyama, 1991, restricted to rotations).
 
     Examples:
         >>> square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -94,12 +79,7 @@ def estimate_similarity(
 def transform_points(
     points: NDArray[np.floating], matrix: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Apply affine matrices to points.
-
-    Examples:
-        >>> transform_points(np.array([[1.0, 2.0]]), np.array([[2.0, 0.0, 1.0], [0.0, 2.0, 0.0]]))
-        array([[3., 4.]])
-    """
+    """Apply affine matrices `(..., 2, 3)` to points `(..., k, 2)`."""
     points = np.asarray(points, dtype=np.float64)
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
 
@@ -200,10 +180,10 @@ def align_faces(
         )
     crops = np.zeros((len(points), size, size, 3), dtype=np.uint8)
     moved = np.full(points.shape, np.nan, dtype=np.float32)
-    seen = [int(i) for i in np.flatnonzero(np.isfinite(points).all(axis=(1, 2)))]
-    if seen:
-        matrices = estimate_similarity(points[seen][:, STABLE_POINTS], size * STABLE_TEMPLATE)
-        moved[seen] = transform_points(points[seen], matrices)
-        for frame, matrix in zip(seen, matrices, strict=True):
+    found = [int(i) for i in np.flatnonzero(np.isfinite(points).all(axis=(1, 2)))]
+    if found:
+        matrices = estimate_similarity(points[found][:, STABLE_POINTS], size * STABLE_TEMPLATE)
+        moved[found] = transform_points(points[found], matrices)
+        for frame, matrix in zip(found, matrices, strict=True):
             crops[frame] = crop_similarity(images[frame], matrix, size)
     return crops, moved

@@ -190,7 +190,6 @@ def render_face(
     *,
     photograph: str = "astronaut",
     size: int = 192,
-    identity_seed: int | None = None,
     face_height: float = 0.5,
     faces: Sequence[Face] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +199,6 @@ def render_face(
         intensities: `(t, 12)`, 0 to 1, in the order of `AU_NAMES`.
         photograph: `"grace_hopper"` or `"astronaut"`.
         size: Side of the square image in pixels, even.
-        identity_seed: Draws other proportions; `None` keeps the photograph's own.
         face_height: Height of the face, forehead to chin, as a share of the image.
         faces: Photographs with their meshes, for a process without MediaPipe; found if `None`.
 
@@ -217,8 +215,7 @@ def render_face(
         ((12, 96, 96, 3), (12, 468, 2))
     """
     check_choice("photograph", photograph, PHOTOGRAPHS)
-    identity = None if identity_seed is None else np.random.default_rng(identity_seed)
-    warp = FaceWarp(_face(photograph, faces), size, face_height=face_height, identity=identity)
+    warp = FaceWarp(_face(photograph, faces), size, face_height=face_height)
     values = torch.from_numpy(np.asarray(intensities, dtype=np.float32))
     images = warp.render(values)
     return images.numpy(), warp.vertices(values).numpy()

@@ -1,11 +1,21 @@
 import os
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from mmau.media import FACE_DETECTORS, FaceTracker, align_faces
-from mmau.media.faces import FaceRegion, box_overlap
+from mmau.landmarks import to_ibug68
+from mmau.media import (
+    FACE_DETECTORS,
+    LANDMARK_EXTRACTORS,
+    FaceRegion,
+    FaceTracker,
+    MediaError,
+    align_faces,
+)
+from mmau.media.face_alignment import transform_points
+from mmau.media.faces import box_overlap
 from mmau.registry import MissingDependencyError
 
 cv2 = pytest.importorskip("cv2")
@@ -16,6 +26,7 @@ from mmau.media.mediapipe import (  # noqa: E402
     MediaPipeLandmarks,
     _Model,
     quiet_native_stderr,
+    region_to_square,
 )
 
 NAMES = ["grace_hopper", "astronaut"]
@@ -64,8 +75,6 @@ def test_boxes_are_those_of_mediapipes_own_graph(portraits, detector, name, mode
 
 @pytest.mark.parametrize("name", NAMES)
 def test_points_are_those_of_mediapipes_own_mesh(portraits, tracker, name):
-    from mmau.landmarks import to_ibug68
-
     image = portraits[name]
     with mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True) as solution:
         mesh = solution.process(image).multi_face_landmarks[0].landmark
@@ -103,7 +112,7 @@ def test_a_tilted_face_has_the_same_crop(portraits, tracker, degrees):
     assert np.linalg.norm(turned - upright, axis=2).mean() < 6  # of 112 between the eyes
 
 
-def test_a_small_face_in_a_large_picture_is_found(portraits, tracker):
+def test_a_small_face_in_a_large_image_is_found(portraits, tracker):
     scene = np.full((720, 1280, 3), 90, np.uint8)
     small = cv2.resize(portraits["astronaut"], (500, 500), interpolation=cv2.INTER_AREA)
     scene[200:700, 700:1200] = small  # the face in it is about 100 pixels wide
@@ -140,13 +149,13 @@ def test_a_followed_face_has_the_points_of_one_found_alone(portraits, detector, 
 
 
 @pytest.mark.parametrize("value", [0, 110, 255])
-def test_a_picture_of_nothing_has_no_face(detector, extractor, value):
+def test_a_blank_image_has_no_face(detector, extractor, value):
     blank = np.full((120, 160, 3), value, np.uint8)
     assert len(detector.detect(blank).boxes) == 0
     assert extractor.extract(blank, FaceRegion(80, 60, 100)).score < 0.01
 
 
-def test_a_faint_face_is_not_taken_for_a_blank_picture(portraits, detector):
+def test_a_faint_face_is_not_taken_for_a_blank_image(portraits, detector):
     faint = (110 + (portraits["grace_hopper"].astype(float) - 110) * 0.05).astype(np.uint8)
     assert len(detector.detect(faint).boxes) == 1
 
@@ -180,3 +189,89 @@ def test_what_native_code_says_before_it_fails_is_not_swallowed(capfd):
 def test_a_mediapipe_without_its_models_is_said_to_be_one():
     with pytest.raises(MissingDependencyError, match=r"mediapipe .* does not bring .*'mmau\[landm"):
         _Model("no_such_model.tflite", size=64, low=0)
+
+
+# ------------------------------------------------------------------ the Tasks API, with a stand-in
+MESH = np.random.default_rng(0).uniform(0.2, 0.8, (478, 2))
+
+
+class StandIn:
+    """Sees the same 478 points in every image that is not black."""
+
+    closed = False
+
+    def detect(self, image):
+        if not image.numpy_view().any():
+            return types.SimpleNamespace(face_landmarks=[])
+        points = [types.SimpleNamespace(x=x, y=y) for x, y in MESH]
+        return types.SimpleNamespace(face_landmarks=[points])
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def tasks_extractor(monkeypatch, tmp_path):
+    model = tmp_path / "face_landmarker.task"
+    model.write_bytes(b"model")
+    wanted = []
+
+    def create(options):
+        wanted.append(options)
+        return StandIn()
+
+    monkeypatch.setattr(
+        mediapipe.tasks.vision.FaceLandmarker, "create_from_options", staticmethod(create)
+    )
+    made = LANDMARK_EXTRACTORS.create("mediapipe_tasks", model_path=model, min_score=0.4)
+    assert wanted[0].base_options.model_asset_path == str(model)
+    assert wanted[0].min_face_detection_confidence == 0.4
+    return made
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4])
+def test_points_go_back_to_the_image_also_out_of_a_tilted_region(tasks_extractor, angle):
+    region = FaceRegion(80, 60, 64, angle)
+    found = tasks_extractor.extract(np.full((120, 160, 3), 90, np.uint8), region)
+    expected = to_ibug68(256 * MESH[:468])
+    in_square = transform_points(found.points, region_to_square(region, 256))
+    np.testing.assert_allclose(in_square, expected, atol=1e-2)
+    assert found.score == 1
+    assert found.points.dtype == np.float32
+    middle = transform_points(
+        np.array([[128.0, 128]]),
+        np.linalg.inv(np.vstack([region_to_square(region, 256), [0, 0, 1]]))[:2],
+    )[0]
+    np.testing.assert_allclose([found.region.x, found.region.y], middle, atol=3)
+
+
+def test_no_face_has_score_zero_and_nan_points(tasks_extractor):
+    region = FaceRegion(80, 60, 64)
+    found = tasks_extractor.extract(np.zeros((120, 160, 3), np.uint8), region)
+    assert found.score == 0
+    assert np.isnan(found.points).all()
+    assert found.region == region
+    tasks_extractor.close()
+    assert tasks_extractor._model.closed
+
+
+def test_an_absent_file_is_one_sentence(tmp_path):
+    with pytest.raises(
+        MediaError,
+        match=r"^landmark extractor 'mediapipe_tasks' needs a face_landmarker\.task file: "
+        r"no such file: .*face\.task$",
+    ):
+        LANDMARK_EXTRACTORS.create("mediapipe_tasks", model_path=tmp_path / "face.task")
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "text.task").write_text("not a model")
+    with pytest.raises(
+        MediaError, match=r"^not a face landmarker model that MediaPipe can load: .*text\.task \("
+    ):
+        LANDMARK_EXTRACTORS.create("mediapipe_tasks", model_path=tmp_path / "text.task")
+
+
+def test_a_score_is_a_probability(tmp_path):
+    with pytest.raises(ValueError, match="`min_score` must be in"):
+        LANDMARK_EXTRACTORS.create("mediapipe_tasks", model_path=tmp_path, min_score=2)
