@@ -51,14 +51,15 @@ def size(part: str) -> str:
 
 # ------------------------------------------------------------------ encoders
 def _visual() -> Sequence[tuple[str, str, Callable[[], nn.Module]]]:
-    from mmau.encoders import VISUAL_ENCODERS, DINOv2Encoder, ViTEncoder
+    from mmau.encoders import VISUAL_ENCODERS, AdapterOptions, DINOv2Encoder, ViTEncoder
     from mmau.encoders.vision import DINOV2_ARCHITECTURES, VIT_ARCHITECTURES
 
+    lora = AdapterOptions(lora_rank=8)
     dinov2 = [
         (
             f"`dinov2`, `{name}`",
             "LoRA of rank 8",
-            functools.partial(DINOv2Encoder.from_config, DINOV2_ARCHITECTURES[name], lora_rank=8),
+            functools.partial(DINOv2Encoder.from_config, DINOV2_ARCHITECTURES[name], lora),
         )
         for name in (f"facebook/dinov2-{size}" for size in ("small", "base", "large"))
     ]

@@ -2,14 +2,14 @@
 How do I use my own encoder?
 ============================
 
-A visual encoder is anything that turns a picture into patch tokens and says how wide they are and
+A visual encoder is anything that turns an image into patch tokens and says how wide they are and
 how large a patch is. Registered under a name, it takes its place in a detector by that name. Models
 of the transformers library need five lines.
 """
 
 # %%
 # The whole of an encoder: `d_out`, `patch_size` and a `forward`. Here it is four convolutions, each
-# of which halves the picture, so that a patch of 16 x 16 pixels becomes one token. Nothing of mmau
+# of which halves the image, so that a patch of 16 x 16 pixels becomes one token. Nothing of mmau
 # is inherited from.
 
 import math
@@ -24,6 +24,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, HubertConfig, Hubert
 from mmau.encoders import (
     AUDIO_ENCODERS,
     VISUAL_ENCODERS,
+    AdapterOptions,
     HuggingFaceSpeechEncoder,
     HuggingFaceVisualEncoder,
     VisualFeatures,
@@ -61,14 +62,15 @@ sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 def small_clip() -> HuggingFaceVisualEncoder:
     """Build a CLIP of two layers."""
     config = CLIPVisionConfig(**sizes, intermediate_size=96, patch_size=16, image_size=224)
-    return HuggingFaceVisualEncoder(CLIPVisionModel(config), freeze_backbone=False)
+    return HuggingFaceVisualEncoder(CLIPVisionModel(config), AdapterOptions(freeze_backbone=False))
 
 
 @AUDIO_ENCODERS.register("small_hubert")
 def small_hubert() -> HuggingFaceSpeechEncoder:
     """Build a HuBERT of two layers, frozen, with adapters."""
     config = HubertConfig(**sizes, intermediate_size=96, conv_dim=[16] * 7)
-    return HuggingFaceSpeechEncoder(HubertModel(config), d_bottleneck=8)
+    adapters = AdapterOptions(d_bottleneck=8, mix_layers=True)
+    return HuggingFaceSpeechEncoder(HubertModel(config), adapters)
 
 
 # %%
@@ -112,7 +114,7 @@ plt.show()
 
 # %%
 # The colours are the three main directions of the tokens. **Nothing has been trained**: what shows
-# is that a token belongs to its place in the picture, and no more.
+# is that a token belongs to its place in the image, and no more.
 #
 # [save_pretrained][mmau.models.save_pretrained] stores the name of an encoder and its weights, so
 # whoever loads the checkpoint must have registered that name before. A package can do so in its

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mmau.encoders import AdapterOptions
 from mmau.encoders.backbone import (
     BottleneckAdapter,
     LayerMix,
@@ -81,7 +82,7 @@ def test_an_empty_mix_is_refused():
 def test_lora_is_the_identity_at_first_and_sits_once_in_each_layer():
     model, x = stack(), torch.randn(2, 4)
     before = model(x)
-    pairs = inject_lora(model, ROLES, 12, rank=2, alpha=4)
+    pairs = inject_lora(model, ROLES, 12, AdapterOptions(lora_rank=2, lora_alpha=4))
     assert_close(model(x), before, rtol=0, atol=0)
     assert len(pairs) == 12 * 2 * 2
     assert {"lora.0.query.down", "lora.11.value.up"} <= set(pairs)
@@ -91,7 +92,7 @@ def test_lora_is_the_identity_at_first_and_sits_once_in_each_layer():
 
 def test_lora_in_the_last_layers_only():
     model = stack()
-    pairs = inject_lora(model, ROLES, 12, rank=2, alpha=4, last_layers=2)
+    pairs = inject_lora(model, ROLES, 12, AdapterOptions(lora_rank=2, lora_layers=2))
     assert {name.split(".")[1] for name in pairs} == {"10", "11"}
     trainable = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"10", "11"}
@@ -101,7 +102,7 @@ def test_the_scale_of_lora_is_alpha_over_rank():
     model = stack(1)
     x = torch.randn(2, 4)
     before = model[0].query(x)
-    pairs = inject_lora(model, ROLES, 1, rank=2, alpha=6)
+    pairs = inject_lora(model, ROLES, 1, AdapterOptions(lora_rank=2, lora_alpha=6))
     live = dict(model.named_parameters())
     down, up = live[pairs["lora.0.query.down"]], live[pairs["lora.0.query.up"]]
     nn.init.normal_(up)
@@ -110,20 +111,23 @@ def test_the_scale_of_lora_is_alpha_over_rank():
 
 def test_a_projection_by_another_name_is_an_error_not_a_no_op():
     with pytest.raises(RuntimeError, match=r"one gate projection in each of 3 layers.*found 0"):
-        inject_lora(stack(3), {"gate": ("gate",)}, 3, rank=2, alpha=4)
+        inject_lora(stack(3), {"gate": ("gate",)}, 3, AdapterOptions(lora_rank=2))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "`lora_rank` must be in"),
-        ({"rank": 1, "last_layers": 0}, r"`lora_layers` must be in \[1, 12\]"),
-        ({"rank": 1, "last_layers": 13}, r"`lora_layers` must be in \[1, 12\]"),
+        ({"lora_rank": 0}, "`lora_rank` must be in"),
+        ({"lora_layers": 0}, r"`lora_layers` must be in \[1, inf\)"),
+        ({"lora_layers": 13}, r"`lora_layers` must be in \[1, 12\]"),
+        ({"lora_place": "head"}, "`lora_place` must be one of 'attention', 'feed_forward'"),
+        ({"d_bottleneck": 0}, "`d_bottleneck` must be in"),
+        ({"freeze_backbone": False}, "LoRA next to a trainable backbone has no effect"),
     ],
 )
-def test_lora_options_out_of_range(options, message):
+def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        inject_lora(stack(), ROLES, 12, alpha=4, **options)
+        inject_lora(stack(), ROLES, 12, AdapterOptions(**{"lora_rank": 1, **options}))
 
 
 def test_a_bottleneck_needs_a_width():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmau.encoders import VISUAL_ENCODERS, DINOv2Encoder, VisualEncoder
+from mmau.encoders import VISUAL_ENCODERS, AdapterOptions, DINOv2Encoder, VisualEncoder
 from mmau.encoders.backbone import WeightsNotFoundError, count_parameters
 from mmau.encoders.vision import DINOV2_ARCHITECTURES, dinov2, tiny_dinov2
 
@@ -100,7 +100,7 @@ def test_a_frozen_backbone_is_quiet_under_train():
         "drop_path_rate": 0.5,
     }  # fmt: skip
     images = torch.rand(2, 3, 32, 32)
-    frozen = DINOv2Encoder.from_config(config, lora_rank=2).train()
+    frozen = DINOv2Encoder.from_config(config, AdapterOptions(lora_rank=2)).train()
     assert torch.equal(frozen(images).patch_tokens, frozen(images).patch_tokens)
     assert frozen.training
     trained = DINOv2Encoder.from_config(config).train()
@@ -148,7 +148,7 @@ def test_pretrained_weights_are_loaded_from_a_folder_and_not_saved_again(tmp_pat
     source = tiny_dinov2(**SMALL)
     source.backbone.save_pretrained(tmp_path / "weights")
     loaded = DINOv2Encoder.from_pretrained(
-        str(tmp_path / "weights"), lora_rank=2, normalize="per_image"
+        str(tmp_path / "weights"), AdapterOptions(lora_rank=2), normalize="per_image"
     )
     images = torch.rand(1, 3, 32, 32)
     assert_close(loaded(images).patch_tokens, source(images).patch_tokens, rtol=0, atol=1e-6)
@@ -219,7 +219,11 @@ def test_wrong_options():
     with pytest.raises(TypeError, match=r"no option 'hiden_size'; did you mean 'hidden_size'\?"):
         DINOv2Encoder.from_config({"hiden_size": 32})
     with pytest.raises(ValueError, match="LoRA next to a trainable backbone"):
-        DINOv2Encoder(tiny_dinov2(**SMALL).backbone, lora_rank=2, freeze_backbone=False)
+        dinov2("facebook/dinov2-small", pretrained=False, freeze_backbone=False)
+    with pytest.raises(ValueError, match=r"no use for `mix_layers=True`; it takes lora_rank, "):
+        DINOv2Encoder(tiny_dinov2(**SMALL).backbone, AdapterOptions(mix_layers=True))
+    with pytest.raises(ValueError, match="`lora_place` must be one of 'attention'; got 'feed_for"):
+        DINOv2Encoder.from_config({}, AdapterOptions(lora_rank=2, lora_place="feed_forward"))
     with pytest.raises(ValueError, match="`name` must be one of"):
         dinov2("facebook/dinov2-huge", pretrained=False)
 

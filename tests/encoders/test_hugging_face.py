@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from mmau.encoders import (
     AUDIO_ENCODERS,
     VISUAL_ENCODERS,
+    AdapterOptions,
     HuggingFaceSpeechEncoder,
     HuggingFaceVisualEncoder,
     ViTEncoder,
@@ -87,7 +88,7 @@ def test_tokens_are_the_patches_in_reading_order(kind):
 def test_lora_learns_and_the_frozen_model_does_not(kind):
     backbone = VISION[kind]()
     frozen = HuggingFaceVisualEncoder(copy.deepcopy(backbone))
-    encoder = HuggingFaceVisualEncoder(backbone, lora_rank=2).train()
+    encoder = HuggingFaceVisualEncoder(backbone, AdapterOptions(lora_rank=2)).train()
     images = torch.rand(2, 3, 32, 32)
     assert_close(encoder(images).patch_tokens, frozen(images).patch_tokens)
     assert count_parameters(encoder)[0] == 2 * 2 * 2 * 2 * 32
@@ -98,8 +99,9 @@ def test_lora_learns_and_the_frozen_model_does_not(kind):
 @pytest.mark.parametrize("place", ["feed_forward", "attention"])
 def test_speech_adapters_lora_and_mix_learn(kind, place):
     backbone = SPEECH[kind]()
-    plain = HuggingFaceSpeechEncoder(copy.deepcopy(backbone), d_bottleneck=None)
-    encoder = HuggingFaceSpeechEncoder(backbone, d_bottleneck=4, lora_rank=2, lora_place=place)
+    plain = HuggingFaceSpeechEncoder(copy.deepcopy(backbone), AdapterOptions(mix_layers=True))
+    adapters = AdapterOptions(d_bottleneck=4, lora_rank=2, lora_place=place, mix_layers=True)
+    encoder = HuggingFaceSpeechEncoder(backbone, adapters)
     waveform = torch.randn(2, 4000)
     assert_close(encoder.train()(waveform).features, plain(waveform).features)
     check_gradients(shake(encoder), encoder(waveform).features)
@@ -111,7 +113,7 @@ def test_speech_adapters_lora_and_mix_learn(kind, place):
 
 def test_without_the_mix_the_last_layer_comes_out():
     backbone = SPEECH["hubert"]()
-    encoder = HuggingFaceSpeechEncoder(backbone, d_bottleneck=None, mix_layers=False)
+    encoder = HuggingFaceSpeechEncoder(backbone, AdapterOptions())
     waveform = torch.randn(1, 4000)
     with torch.no_grad():
         assert_close(encoder(waveform).features, backbone(waveform).last_hidden_state)
@@ -130,13 +132,13 @@ def test_published_weights_load_by_name_of_the_class(tmp_path):
     assert not encoder.saved_tensors()
     speech = SPEECH["hubert"]()
     speech.save_pretrained(tmp_path / "hubert")
-    heard = AUDIO_ENCODERS.create("hf_speech", name=str(tmp_path / "hubert"), d_bottleneck=None)
+    encoder = AUDIO_ENCODERS.create("hf_speech", name=str(tmp_path / "hubert"), d_bottleneck=None)
     waveform = torch.randn(1, 4000)
     assert_close(
-        heard(waveform).features,
-        HuggingFaceSpeechEncoder(speech, d_bottleneck=None)(waveform).features,
+        encoder(waveform).features,
+        HuggingFaceSpeechEncoder(speech, AdapterOptions(mix_layers=True))(waveform).features,
     )
-    assert set(heard.saved_tensors()) == {"layer_mix.weight"}
+    assert set(encoder.saved_tensors()) == {"layer_mix.weight"}
 
 
 def test_vit_loads_without_its_pooler_and_keeps_its_own_normalisation(tmp_path):
@@ -167,10 +169,9 @@ def test_what_is_wrong_is_said(tmp_path):
         VISUAL_ENCODERS.create("hf_vision", name="x", model_class="CLIPVisonModel")
     with pytest.raises(WeightsNotFoundError, match="no such folder"):
         VISUAL_ENCODERS.create("hf_vision", name=str(tmp_path / "nowhere"))
-    for build in (HuggingFaceVisualEncoder, HuggingFaceSpeechEncoder):
-        backbone = VISION["vit"]() if build is HuggingFaceVisualEncoder else SPEECH["hubert"]()
+    for registry, name in ((VISUAL_ENCODERS, "hf_vision"), (AUDIO_ENCODERS, "hf_speech")):
         with pytest.raises(ValueError, match="LoRA next to a trainable backbone"):
-            build(backbone, lora_rank=2, freeze_backbone=False)
+            registry.create(name, name="x", lora_rank=2, freeze_backbone=False)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wavlm"}))
     with pytest.raises(ValueError, match=r"is a WavLM, .* use the audio encoder 'wavlm'"):
         AUDIO_ENCODERS.create("hf_speech", name=str(tmp_path))

@@ -1,6 +1,7 @@
 """Log-mel: the right band, the right time, and nothing from the future."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,13 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mmau.encoders import AUDIO_ENCODERS, AudioEncoder, LogMelEncoder
-from mmau.encoders.log_mel import mel_filterbank
+from mmau._optional import torchaudio_error
+from mmau.encoders import AUDIO_ENCODERS, AudioEncoder, LogMelEncoder, log_mel
+from mmau.encoders.log_mel import mel_filterbank, resample_waveform
 from mmau.functional.time_alignment import interpolate_features
+
+needs_torchaudio = pytest.mark.skipif(
+    torchaudio_error() is not None, reason=f"torchaudio: {torchaudio_error()}"
+)
 
 
 def tone(hertz, num_samples=8000):
     return torch.sin(2 * math.pi * hertz * torch.arange(num_samples) / 16000)[None]
+
+
+def sound(hertz, rate):
+    """Return one second, made in float64."""
+    times = torch.arange(rate, dtype=torch.float64) / rate
+    return torch.sin(2 * math.pi * hertz * times).float()
 
 
 @pytest.mark.parametrize("hertz", [200.0, 1000.0, 4000.0])
@@ -129,3 +141,80 @@ def test_registered_audio_encoders_share_one_shape(name):
     assert times.dtype == torch.float64
     assert (times.diff(dim=1) > 0).all()
     assert mask.dtype == torch.bool
+
+
+# ---------------------------------------------------------------------- through torchaudio
+@needs_torchaudio
+def test_resampling_keeps_the_pitch_and_what_cannot_be_kept_leaves_no_alias():
+    kept = resample_waveform(sound(440, 44100), 44100, 16000)
+    assert kept.shape == (16000,)
+    assert_close(kept[400:-400], sound(440, 16000)[400:-400], atol=1e-3, rtol=0)
+    beyond = sound(9000, 44100)
+    assert resample_waveform(beyond, 44100, 16000)[200:-200].abs().max() < 1e-3
+    soft = resample_waveform(beyond, 44100, 16000, lowpass_filter_width=6)
+    assert soft[200:-200].abs().max() > 0.1  # the default of torchaudio, which is not ours
+
+
+@needs_torchaudio
+def test_a_click_stays_where_it_was():
+    clicks = torch.zeros(2, 3, 44100)
+    clicks[..., 22050] = 1.0
+    moved = resample_waveform(clicks, 44100, 16000)
+    assert moved.shape == (2, 3, 16000)
+    assert (moved.argmax(dim=-1) == 8000).all()
+
+
+@needs_torchaudio
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("num_samples", [640, 641, 5000])
+def test_log_mel_is_the_same_through_torchaudio(causal, num_samples):
+    waveform = torch.randn(2, num_samples) * 0.1
+    ours = LogMelEncoder(causal=causal)(waveform, torch.tensor([num_samples, 600]))
+    theirs = LogMelEncoder(causal=causal, backend="torchaudio")(
+        waveform, torch.tensor([num_samples, 600])
+    )
+    assert_close(theirs.features, ours.features, atol=2e-5, rtol=0)  # float32 sums of 321 bins
+    assert torch.equal(theirs.times, ours.times)
+    assert torch.equal(theirs.mask, ours.mask)
+
+
+@needs_torchaudio
+def test_a_long_waveform_has_no_seam(monkeypatch):
+    waveform = torch.randn(1, 20000)
+    whole = LogMelEncoder(backend="torchaudio")(waveform).features
+    monkeypatch.setattr(log_mel, "_FEATURES_AT_ONCE", 7)
+    for backend in ("torch", "torchaudio"):
+        assert_close(LogMelEncoder(backend=backend)(waveform).features, whole, atol=2e-5, rtol=0)
+
+
+@needs_torchaudio
+def test_the_filters_are_those_of_torchaudio():
+    ours = mel_filterbank(32, 321, 16000, 60.0, 7600.0)
+    theirs = LogMelEncoder(num_mels=32, backend="torchaudio")._filters
+    assert_close(theirs, ours, atol=2e-5, rtol=0)
+
+
+def test_the_backend_is_chosen_by_name_and_shows():
+    assert "backend='torch'" in repr(LogMelEncoder())
+    with pytest.raises(ValueError, match="`backend` must be one of 'torch', 'torchaudio'"):
+        LogMelEncoder(backend="torchaudi")
+
+
+def test_resampling_to_the_same_rate_needs_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    waveform = torch.ones(5)
+    assert resample_waveform(waveform, 16000, 16000) is waveform
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((torch.ones(9), 0, 16000), {}, "`source_rate` must be in"),
+        ((torch.ones(9), 16000, 0), {}, "`target_rate` must be in"),
+        ((torch.ones(9), 1, 2), {"lowpass_filter_width": 0}, "`lowpass_filter_width` must be in"),
+        ((torch.ones(9, dtype=torch.int16), 1, 2), {}, r"`waveform` must be floats .* torch.int16"),
+    ],
+)
+def test_wrong_options_of_resampling(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        resample_waveform(*arguments, **options)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmau.encoders import WavLMEncoder
+from mmau.encoders import AdapterOptions, WavLMEncoder
 from mmau.encoders.backbone import WeightsNotFoundError, count_parameters
 from mmau.encoders.speech import WAVLM_ARCHITECTURES, tiny_wavlm, wavlm
 
@@ -18,6 +18,8 @@ SMALL_CONFIG = {
     "do_stable_layer_norm": True, "hidden_dropout": 0.0, "activation_dropout": 0.0,
     "attention_dropout": 0.0,
 }  # fmt: skip
+BOTTLENECKS = AdapterOptions(d_bottleneck=4, mix_layers=True)
+FROZEN = AdapterOptions(freeze_backbone=True, mix_layers=True)
 
 
 def only_local(encoder):
@@ -88,7 +90,7 @@ def test_a_short_clip_in_a_batch_is_the_clip_alone(architecture):
         "num_conv_pos_embedding_groups": 4, "feat_extract_norm": architecture,
         "do_stable_layer_norm": architecture == "layer",
     }  # fmt: skip
-    encoder = WavLMEncoder.from_config(config, d_bottleneck=4).eval()
+    encoder = WavLMEncoder.from_config(config, BOTTLENECKS).eval()
     short, long = torch.randn(1, 5000) * 0.1, torch.randn(1, 9000) * 0.1
     padded = torch.cat([short, torch.full((1, 4000), 0.7)], dim=1)
     batch = encoder(torch.cat([padded, long, padded]), torch.tensor([5000, 9000, 300]))
@@ -148,7 +150,7 @@ def test_a_frozen_backbone_is_quiet_under_train():
         "num_conv_pos_embedding_groups": 4, "layerdrop": 0.9, "mask_time_prob": 0.9,
         "hidden_dropout": 0.5, "attention_dropout": 0.5, "activation_dropout": 0.5,
     }  # fmt: skip
-    encoder = WavLMEncoder.from_config(config, d_bottleneck=4).train()
+    encoder = WavLMEncoder.from_config(config, BOTTLENECKS).train()
     waveform = torch.randn(1, 8000)
     assert torch.equal(encoder(waveform).features, encoder(waveform).features)
     assert encoder.adapters.training
@@ -187,7 +189,7 @@ def test_published_sizes():
 def test_pretrained_weights_are_loaded_from_a_folder_and_not_saved_again(tmp_path):
     source = tiny_wavlm(freeze=True, d_bottleneck=4)
     source.backbone.save_pretrained(tmp_path)
-    loaded = WavLMEncoder.from_pretrained(str(tmp_path), d_bottleneck=4)
+    loaded = WavLMEncoder.from_pretrained(str(tmp_path), BOTTLENECKS)
     loaded.normalize_waveform = False
     waveform = torch.randn(1, 4000) * 0.1
     assert_close(loaded(waveform).features, source(waveform).features, rtol=0, atol=1e-6)
@@ -253,11 +255,10 @@ def test_wrong_options():
 def test_lora_learns_where_it_is_asked_for(place):
     """On the attention only through its own projections; see the test below."""
     torch.manual_seed(0)
-    plain = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True)
+    plain = WavLMEncoder.from_config(SMALL_CONFIG, FROZEN)
     torch.manual_seed(0)
-    encoder = WavLMEncoder.from_config(
-        SMALL_CONFIG, lora_rank=2, lora_place=place, attention="sdpa"
-    )
+    adapters = AdapterOptions(lora_rank=2, lora_place=place, mix_layers=True)
+    encoder = WavLMEncoder.from_config(SMALL_CONFIG, adapters, attention="sdpa")
     waveform = torch.randn(2, 8000)
     assert_close(encoder.train()(waveform).features, plain(waveform).features, atol=1e-5, rtol=1e-5)
     for name, tensor in encoder.saved_tensors().items():
@@ -276,16 +277,16 @@ def test_lora_learns_where_it_is_asked_for(place):
 
 def test_lora_that_would_do_nothing_is_refused():
     with pytest.raises(ValueError, match='LoRA on the attention of WavLM needs `attention="sdpa"`'):
-        WavLMEncoder.from_config(SMALL_CONFIG, lora_rank=2, lora_place="attention")
+        WavLMEncoder.from_config(SMALL_CONFIG, AdapterOptions(lora_rank=2, lora_place="attention"))
 
 
 # transformers itself mixes a boolean and a float mask.
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 def test_the_fused_attention_equals_that_of_transformers_under_a_mask():
     torch.manual_seed(0)
-    eager = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True)
+    eager = WavLMEncoder.from_config(SMALL_CONFIG, FROZEN)
     torch.manual_seed(0)
-    fused = WavLMEncoder.from_config(SMALL_CONFIG, freeze_backbone=True, attention="sdpa")
+    fused = WavLMEncoder.from_config(SMALL_CONFIG, FROZEN, attention="sdpa")
     assert {type(m).__name__ for m in fused.modules()} > {"_SdpaAttention"}
     waveform = torch.randn(2, 16000)
     mask = torch.ones(2, 16000, dtype=torch.long)

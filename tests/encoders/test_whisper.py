@@ -1,4 +1,4 @@
-"""Whisper's encoder: its own picture of the sound, 30 seconds at a time, features with times."""
+"""Whisper's encoder: its own spectrogram, 30 seconds at a time, features with times."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import transformers
 from torch import nn
 from torch.testing import assert_close
 
-from mmau.encoders import WhisperEncoder
+from mmau.encoders import AdapterOptions, WhisperEncoder
 from mmau.encoders.backbone import count_parameters
 from mmau.encoders.speech import WHISPER_ARCHITECTURES, whisper
 
@@ -16,10 +16,10 @@ SMALL = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "enco
 
 @pytest.fixture(scope="module")
 def frozen():
-    return WhisperEncoder.from_config(SMALL, freeze_backbone=True)
+    return WhisperEncoder.from_config(SMALL, AdapterOptions(freeze_backbone=True))
 
 
-def test_the_picture_is_that_of_transformers(frozen):
+def test_the_spectrogram_is_that_of_transformers(frozen):
     waveform = torch.randn(2, 480_000) * torch.linspace(0, 1, 480_000)
     extractor = transformers.WhisperFeatureExtractor()
     expected = extractor(list(waveform.numpy()), sampling_rate=16000, return_tensors="np")
@@ -39,7 +39,7 @@ def test_features_are_those_of_transformers_cut_to_the_sound(frozen):
     assert mask.all()
 
 
-def test_an_impulse_is_in_the_picture_at_the_time_of_its_feature(frozen):
+def test_an_impulse_is_in_the_spectrogram_at_the_time_of_its_feature(frozen):
     waveform = torch.zeros(1, 48_000)
     waveform[0, 320 * 70] = 1.0
     columns = frozen.log_mel(waveform)[0].sum(0)
@@ -59,21 +59,21 @@ def test_each_clip_of_a_padded_batch_is_as_alone(frozen):
 
 
 def test_long_sound_runs_in_chunks_that_overlap(frozen):
-    """Every feature comes once, from a stretch in which it has its margin."""
-    seen = []
+    """Every feature comes once, from a segment in which it has its margin."""
+    chunks = []
 
     class Counting(nn.Module):
         config = frozen.backbone.config
 
-        def forward(self, picture):
-            seen.append(picture)
-            steps = torch.arange(1500.0).view(1, -1, 1) + 10_000 * len(seen)
+        def forward(self, spectrogram):
+            chunks.append(spectrogram)
+            steps = torch.arange(1500.0).view(1, -1, 1) + 10_000 * len(chunks)
             return transformers.modeling_outputs.BaseModelOutput(steps.expand(1, -1, 32))
 
     encoder = WhisperEncoder(Counting())
     features = encoder(torch.randn(1, 16_000 * 70)).features[0, :, 0]
     assert features.shape == (3500,)
-    assert len(seen) == 3
+    assert len(chunks) == 3
     places = features % 10_000
     assert places[0] == 0  # the first second has no more context to be had
     starts = (places.diff() != 1).nonzero().flatten() + 1
@@ -84,7 +84,7 @@ def test_long_sound_runs_in_chunks_that_overlap(frozen):
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_what_should_learn_learns(rank):
-    encoder = WhisperEncoder.from_config(SMALL, lora_rank=rank).train()
+    encoder = WhisperEncoder.from_config(SMALL, AdapterOptions(lora_rank=rank)).train()
     for name, tensor in encoder.saved_tensors().items():
         if name.startswith("lora.") and name.endswith(".up"):
             nn.init.normal_(tensor, std=0.1)
@@ -128,6 +128,6 @@ def test_bad_input_is_refused(frozen):
     with pytest.raises(TypeError, match="takes no option 'd_modell'; did you mean 'd_model'"):
         WhisperEncoder.from_config({"d_modell": 3})
     with pytest.raises(ValueError, match="LoRA next to a trainable backbone"):
-        WhisperEncoder.from_config(SMALL, lora_rank=2, freeze_backbone=False)
+        whisper("openai/whisper-tiny", pretrained=False, lora_rank=2, freeze_backbone=False)
     with pytest.raises(ValueError, match="`name` must be one of"):
         whisper("openai/whisper", pretrained=False)

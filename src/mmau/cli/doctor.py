@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
 
+from mmau._optional import torchaudio_error
 from mmau.cli.components import all_registries
 from mmau.cli.console import Console, UserError
 
@@ -97,9 +97,8 @@ def torchaudio_status() -> str:
     version = _version("torchaudio")
     if not version:
         return 'not installed, and nothing on the main path needs it: pip install "mmau[audio]"'
-    try:
-        importlib.import_module("torchaudio")
-    except (ImportError, OSError) as error:
+    error = torchaudio_error()
+    if error is not None:
         first = str(error).strip().splitlines()[0]
         return (
             f"{version} is installed but does not load ({type(error).__name__}: {first}); its "

@@ -10,14 +10,9 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mmau.encoders.backbone import AdapterOptions
 from mmau.encoders.log_mel import LogMelEncoder
-from mmau.encoders.protocols import (
-    AudioEncoder,
-    AudioFeatures,
-    PretrainedSource,
-    VisualEncoder,
-    VisualFeatures,
-)
+from mmau.encoders.protocols import AudioEncoder, AudioFeatures, VisualEncoder, VisualFeatures
 from mmau.registry import MissingDependencyError, Registry
 
 if TYPE_CHECKING:
@@ -27,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AUDIO_ENCODERS",
     "VISUAL_ENCODERS",
+    "AdapterOptions",
     "AudioEncoder",
     "AudioFeatures",
     "DINOv2Encoder",
     "HuggingFaceSpeechEncoder",
     "HuggingFaceVisualEncoder",
     "LogMelEncoder",
-    "PretrainedSource",
     "ViTEncoder",
     "VisualEncoder",
     "VisualFeatures",
@@ -47,67 +42,37 @@ VISUAL_ENCODERS: Registry[Callable[..., VisualEncoder]] = Registry(
     "visual encoder", group="mmau.visual_encoders"
 )
 """Name to a factory of a visual encoder."""
-VISUAL_ENCODERS.register_lazy(
-    "dinov2",
-    "mmau.encoders.vision:dinov2",
-    summary="DINOv2, frozen, with LoRA on query and value.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-VISUAL_ENCODERS.register_lazy(
-    "tiny",
-    "mmau.encoders.vision:tiny_dinov2",
-    summary="DINOv2 of two narrow layers, to be trained from scratch.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-VISUAL_ENCODERS.register_lazy(
-    "vit",
-    "mmau.encoders.vision:vit",
-    summary="ViT trained for classification: the paper's baseline.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-VISUAL_ENCODERS.register_lazy(
-    "hf_vision",
-    "mmau.encoders.vision:hf_vision",
-    summary="Any vision transformer of the hub by its name: DINOv3, CLIP, SigLIP, ...",
-    extra="encoders",
-    requires=_NEEDS,
-)
+for _name, _path, _summary in (
+    ("dinov2", "dinov2", "DINOv2, frozen, with LoRA on query and value."),
+    ("tiny", "tiny_dinov2", "DINOv2 of two narrow layers, to be trained from scratch."),
+    ("vit", "vit", "ViT trained for classification: the paper's baseline."),
+    ("hf_vision", "hf_vision", "Any vision transformer of the hub: DINOv3, CLIP, SigLIP, ..."),
+):
+    VISUAL_ENCODERS.register_lazy(
+        _name,
+        f"mmau.encoders.vision:{_path}",
+        summary=_summary,
+        extra="encoders",
+        requires=_NEEDS,
+    )
 
 AUDIO_ENCODERS: Registry[Callable[..., AudioEncoder]] = Registry(
     "audio encoder", group="mmau.audio_encoders"
 )
 """Name to a factory of an audio encoder."""
-AUDIO_ENCODERS.register_lazy(
-    "wavlm",
-    "mmau.encoders.speech:wavlm",
-    summary="WavLM, frozen, with bottleneck adapters and a mix of its layers.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-AUDIO_ENCODERS.register_lazy(
-    "tiny_wavlm",
-    "mmau.encoders.speech:tiny_wavlm",
-    summary="WavLM of two narrow layers, to be trained from scratch.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-AUDIO_ENCODERS.register_lazy(
-    "whisper",
-    "mmau.encoders.speech:whisper",
-    summary="Encoder of Whisper, frozen: the paper's baseline.",
-    extra="encoders",
-    requires=_NEEDS,
-)
-AUDIO_ENCODERS.register_lazy(
-    "hf_speech",
-    "mmau.encoders.speech:hf_speech",
-    summary="Any wav2vec-like model of the hub by its name: HuBERT, wav2vec 2.0, ...",
-    extra="encoders",
-    requires=_NEEDS,
-)
+for _name, _summary in (
+    ("wavlm", "WavLM, frozen, with bottleneck adapters and a mix of its layers."),
+    ("tiny_wavlm", "WavLM of two narrow layers, to be trained from scratch."),
+    ("whisper", "Encoder of Whisper, frozen: the paper's baseline."),
+    ("hf_speech", "Any wav2vec-like model of the hub by its name: HuBERT, wav2vec 2.0, ..."),
+):
+    AUDIO_ENCODERS.register_lazy(
+        _name,
+        f"mmau.encoders.speech:{_name}",
+        summary=_summary,
+        extra="encoders",
+        requires=_NEEDS,
+    )
 AUDIO_ENCODERS.register_lazy(
     "log_mel",
     "mmau.encoders.log_mel:LogMelEncoder",

@@ -1,132 +1,80 @@
-"""Small trainable additions to a frozen Transformer."""
+"""What every encoder around a model of transformers shares: loading, freezing, what may learn."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmau._checks import check_range, did_you_mean
+from mmau._checks import check_choice, check_range, did_you_mean
+from mmau._optional import hide_broken_torchaudio
 from mmau.encoders.protocols import PretrainedSource
-from mmau.encoders.torchaudio_backend import hide_broken_torchaudio
 
-__all__ = ["BottleneckAdapter", "LayerMix", "count_parameters", "freeze", "inject_lora"]
-
-
-class WeightsNotFoundError(FileNotFoundError):
-    """Pretrained weights are neither on this machine nor can they be fetched."""
+__all__ = ["BottleneckAdapter", "LayerMix", "count_parameters"]
 
 
-def _explain(name: str, error: Exception) -> Exception:
-    path = Path(name)
-    if path.is_absolute() or name.startswith("."):
-        if not path.is_dir():
-            return WeightsNotFoundError(f"no such folder: {name!r}, given as pretrained weights.")
-        return WeightsNotFoundError(
-            f"the folder {name!r} holds no usable weights: {str(error).splitlines()[0]}"
-        )
-    return WeightsNotFoundError(
-        f"the weights of {name!r} are not in the local cache and could not be fetched; check the "
-        f"name and the connection, or fetch them where there is one with `hf download {name}` "
-        "and pass the folder instead of the name."
-    )
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """What learns in an encoder around a pretrained backbone.
 
+    With the defaults nothing is added and pretrained weights stay as they are. Registered names
+    take the same options one by one: `VISUAL_ENCODERS.create("dinov2", lora_rank=4)`.
 
-def model_class_named(name: str) -> Any:
-    """Return a model class of transformers."""
-    import transformers
+    Raises:
+        ValueError: If a value is out of range, or LoRA is asked for next to a trainable backbone.
 
-    with hide_broken_torchaudio():
-        found = getattr(transformers, name, None)
-    if not hasattr(found, "from_pretrained"):
-        known = [known for known in dir(transformers) if known.endswith("Model")]
-        raise ValueError(f"transformers has no model class {name!r}{did_you_mean(name, known)}")
-    return found
-
-
-def load_config(
-    name: str, *, revision: str | None, model_types: Iterable[str] | None = None
-) -> Any:
-    """Load a configuration and check that it is of the expected family."""
-    from transformers import AutoConfig
-
-    try:
-        with hide_broken_torchaudio():
-            config = AutoConfig.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _explain(name, error) from error
-    accepted = None if model_types is None else tuple(model_types)
-    if accepted is not None and config.model_type not in accepted:
-        raise ValueError(
-            f"{name!r} is a model of type {config.model_type!r}; expected {' or '.join(accepted)}."
-        )
-    return config
-
-
-def load_backbone(
-    model_class: Any,
-    name: str,
-    config: Any,
-    *,
-    revision: str | None,
-    optional: Iterable[str] = (),
-    options: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Load a model and refuse weights that do not fill it."""
-    try:
-        with hide_broken_torchaudio():
-            model, report = model_class.from_pretrained(
-                name, config=config, revision=revision, output_loading_info=True, **(options or {})
-            )
-    except OSError as error:
-        raise _explain(name, error) from error
-    endings = tuple(optional)
-    absent = [str(key) for key in report["missing_keys"] if not str(key).endswith(endings)]
-    absent += [str(key) for key in report.get("mismatched_keys", ())]
-    if absent:
-        shown = ", ".join(sorted(absent)[:3])
-        raise ValueError(
-            f"the weights of {name!r} do not fill the model: {len(absent)} tensors are missing or "
-            f"of another shape, such as {shown}."
-        )
-    loaded: nn.Module = model.eval()
-    return loaded
-
-
-def check_config_keys(config: Mapping[str, Any], *classes: Any) -> None:
-    """Refuse a misspelt key, which transformers would store and ignore."""
-    known = sorted(
-        {key for c in classes for key in c.__dataclass_fields__ if not key.startswith("_")}
-    )
-    for key in config:
-        if key not in known:
-            raise TypeError(
-                f"{classes[0].__name__} takes no option {key!r}{did_you_mean(key, known)}"
-            )
-
-
-def own_names(backbone: nn.Module, keep: Callable[[str], bool] = bool) -> dict[str, Tensor]:
-    """Name the live tensors of a backbone without the traces that LoRA leaves in its names."""
-    return {
-        f"backbone.{name.replace('.base_layer.', '.')}": tensor
-        for name, tensor in backbone.state_dict(keep_vars=True).items()
-        if ".lora_" not in name and keep(name)
-    }
-
-
-def freeze(module: nn.Module) -> nn.Module:
-    """Switch the gradients of all parameters off and put the module into evaluation mode.
-
-    Args:
-        module: Any module; changed in place.
-
-    Returns:
-        The module itself.
+    Examples:
+        >>> AdapterOptions(lora_rank=8).lora_alpha
+        16.0
+        >>> AdapterOptions(lora_rank=8, freeze_backbone=False)
+        Traceback (most recent call last):
+        ...
+        ValueError: LoRA next to a trainable backbone has no effect of its own; ...
     """
+
+    lora_rank: int | None = None
+    """Rank of the LoRA pairs; `None` for none."""
+    lora_alpha: float = 16.0
+    """The LoRA update is scaled by `lora_alpha / lora_rank`."""
+    lora_layers: int | None = None
+    """Put LoRA only into that many layers, counted from the output; into all if `None`."""
+    lora_place: Literal["attention", "feed_forward"] | None = None
+    """Linear layers that get LoRA: query and value of the `"attention"`, or both of the
+    `"feed_forward"`, which only wav2vec-like models offer, and take if this is `None`."""
+    d_bottleneck: int | None = None
+    """Inner width of a `BottleneckAdapter` after each feed-forward; `None` for none. Wav2vec-like
+    models only."""
+    mix_layers: bool = False
+    """Whether the output is a learned `LayerMix` of all layers, or the last one. Wav2vec-like
+    models only."""
+    normalize_layers: bool = True
+    """Whether the layers are normalised before they are mixed."""
+    freeze_backbone: bool | None = None
+    """Whether the weights of the backbone are left as they are. `None`: pretrained ones are, random
+    ones (those of `from_config`) if LoRA or bottlenecks are added to them."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "lora_layers", "d_bottleneck"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 1)
+        if self.lora_place is not None:
+            check_choice("lora_place", self.lora_place, ("attention", "feed_forward"))
+        if self.lora_rank is not None and self.freeze_backbone is False:
+            raise ValueError(
+                "LoRA next to a trainable backbone has no effect of its own; "
+                "use `lora_rank=None` or `freeze_backbone=True`."
+            )
+
+
+# ------------------------------------------------------------------ what is added
+def freeze(module: nn.Module) -> nn.Module:
+    """Switch the gradients of all parameters off and put the module into evaluation mode."""
     module.requires_grad_(False)
     return module.eval()
 
@@ -153,8 +101,7 @@ class BottleneckAdapter(nn.Module):
 
     $$ y = x + W_\uparrow \, \text{GELU}(W_\downarrow x + b_\downarrow) + b_\uparrow $$
 
-    The up projection starts at zero, so at initialisation this is the identity. It is attached with
-    a forward hook, which leaves the names of the frozen weights as their library wrote them.
+    The up projection starts at zero, so at initialisation this is the identity.
 
     Args:
         d_model: Width of the sub-layer's output.
@@ -248,65 +195,22 @@ class LayerMix(nn.Module):
 
 
 def inject_lora(
-    model: nn.Module,
-    suffixes: Mapping[str, Iterable[str]],
-    num_layers: int,
-    *,
-    rank: int,
-    alpha: float,
-    last_layers: int | None = None,
+    model: nn.Module, roles: Mapping[str, Iterable[str]], num_layers: int, options: AdapterOptions
 ) -> dict[str, str]:
     """Put LoRA pairs beside named linear layers, in place, and freeze everything else.
 
-    Module names differ between versions of transformers, so each role is looked up by the last part
-    of the name, and there must be exactly one per layer: a silent miss would train nothing.
-
-    Args:
-        model: A Transformer; its class stays the same.
-        suffixes: Role to the names that it may bear: `{"query": ("query", "q_proj")}`.
-        num_layers: Number of Transformer layers.
-        rank: Rank of the update.
-        alpha: The update is scaled by `alpha / rank`.
-        last_layers: Adapt only that many layers, counted from the output; all if `None`.
-
-    Returns:
-        Name of our own, such as `lora.0.query.down`, to the name of the trainable parameter.
-
-    Raises:
-        RuntimeError: If a role is not found once per layer.
-
-    References:
-        Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, 2021.
+    Module names differ between versions of transformers, so each role (`{"query": ("query",
+    "q_proj")}`) is looked up by the last part of the name, and there must be exactly one per layer:
+    a silent miss would train nothing. Returns a name of our own, such as `lora.0.query.down`, to
+    the name of the trainable parameter.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    check_range("lora_rank", rank, 1)
-    if last_layers is not None:
-        check_range("lora_layers", last_layers, 1, num_layers)
-    chosen = _projections(model, suffixes, num_layers)
-    first = 0 if last_layers is None else num_layers - last_layers
-    targets = {
-        f"lora.{index}.{role}": names[index]
-        for role, names in chosen.items()
-        for index in range(first, num_layers)
-    }
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets.values())), model
-    )
-    pairs = {}
-    for own_name, module_name in targets.items():
-        for own_part, part in (("down", "lora_A"), ("up", "lora_B")):
-            pairs[f"{own_name}.{own_part}"] = f"{module_name}.{part}.default.weight"
-    return pairs
-
-
-def _projections(
-    model: nn.Module, suffixes: Mapping[str, Iterable[str]], num_layers: int
-) -> dict[str, list[str]]:
-    """Names of the linear layers of each role, in the order of the layers."""
+    depth = options.lora_layers or num_layers
+    check_range("lora_layers", depth, 1, num_layers)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {}
-    for role, endings in suffixes.items():
+    targets = {}
+    for role, endings in roles.items():
         accepted = tuple(endings)
         names = [name for name in linear if name.split(".")[-1] in accepted]
         if len(names) != num_layers:
@@ -315,43 +219,282 @@ def _projections(
                 f"{', '.join(accepted)}; found {len(names)}. This version of transformers may call "
                 f"them otherwise; the first layers are called {', '.join(linear[:6])}."
             )
-        found[role] = names
+        for index in range(num_layers - depth, num_layers):
+            targets[f"lora.{index}.{role}"] = names[index]
+    settings = LoraConfig(
+        r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=list(targets.values())
+    )
+    inject_adapter_in_model(settings, model)
+    return {
+        f"{own_name}.{own_part}": f"{module_name}.{part}.default.weight"
+        for own_name, module_name in targets.items()
+        for own_part, part in (("down", "lora_A"), ("up", "lora_B"))
+    }
+
+
+# ------------------------------------------------------------------ published weights
+class WeightsNotFoundError(FileNotFoundError):
+    """Pretrained weights are neither on this machine nor can they be fetched."""
+
+
+def _explain(name: str, error: Exception) -> Exception:
+    path = Path(name)
+    if path.is_absolute() or name.startswith("."):
+        if not path.is_dir():
+            return WeightsNotFoundError(f"no such folder: {name!r}, given as pretrained weights.")
+        return WeightsNotFoundError(
+            f"the folder {name!r} holds no usable weights: {str(error).splitlines()[0]}"
+        )
+    return WeightsNotFoundError(
+        f"the weights of {name!r} are not in the local cache and could not be fetched; check the "
+        f"name and the connection, or fetch them where there is one with `hf download {name}` "
+        "and pass the folder instead of the name."
+    )
+
+
+def _model_class(name: str) -> Any:
+    """Return a model class of transformers."""
+    import transformers
+
+    with hide_broken_torchaudio():
+        found = getattr(transformers, name, None)
+    if not hasattr(found, "from_pretrained"):
+        known = [known for known in dir(transformers) if known.endswith("Model")]
+        raise ValueError(f"transformers has no model class {name!r}{did_you_mean(name, known)}")
     return found
 
 
-_Encoder = TypeVar("_Encoder", bound="AdaptedBackbone")
+def _load_config(name: str, revision: str | None, accepted: Sequence[str]) -> Any:
+    """Load a configuration and check that it is of one of the accepted kinds; of any, if none."""
+    from transformers import AutoConfig
+
+    try:
+        with hide_broken_torchaudio():
+            config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _explain(name, error) from error
+    if accepted and config.model_type not in accepted:
+        raise ValueError(
+            f"{name!r} is a model of type {config.model_type!r}; expected {' or '.join(accepted)}."
+        )
+    return config
+
+
+def _load_model(model_class: Any, name: str, may_lack: tuple[str, ...], **options: Any) -> Any:
+    """Load a model and refuse weights that do not fill it."""
+    try:
+        with hide_broken_torchaudio():
+            model, report = model_class.from_pretrained(name, output_loading_info=True, **options)
+    except OSError as error:
+        raise _explain(name, error) from error
+    absent = [str(key) for key in report["missing_keys"] if not str(key).endswith(may_lack)]
+    absent += [str(key) for key in report.get("mismatched_keys", ())]
+    if absent:
+        raise ValueError(
+            f"the weights of {name!r} do not fill the model: {len(absent)} tensors are missing or "
+            f"of another shape, such as {', '.join(sorted(absent)[:3])}."
+        )
+    return model.eval()
+
+
+def _check_config_keys(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
+    """Refuse a misspelt key, which transformers would store and ignore."""
+    known = sorted(
+        {key for c in classes for key in c.__dataclass_fields__ if not key.startswith("_")}
+    )
+    for key in config:
+        if key not in known:
+            raise TypeError(
+                f"{classes[0].__name__} takes no option {key!r}{did_you_mean(key, known)}"
+            )
+
+
+# ------------------------------------------------------------------ the encoder
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The facts in which one family of models differs from another."""
+
+    usual: AdapterOptions = AdapterOptions()
+    """What is added to pretrained weights unless it is said."""
+    options: tuple[str, ...] = (
+        "lora_rank",
+        "lora_alpha",
+        "lora_layers",
+        "lora_place",
+        "freeze_backbone",
+    )
+    """Fields of `AdapterOptions` that mean something here."""
+    lora_places: Mapping[str, Mapping[str, tuple[str, ...]]]
+    """Place, the usual one first, to the roles of its linear layers and the names they may bear."""
+    without_effect: tuple[str, ...]
+    """Endings of parameters on which no output depends: they never learn."""
+    may_lack: tuple[str, ...] = ()
+    """Endings of weights that published files may lack."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What is set in each config and model that has it."""
+    configs: tuple[Any, ...] = ()
+    """Configuration classes of the family; none: any model of the hub."""
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration for random weights, unless it is said."""
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the model's class."""
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name on the hub to the sizes of a published model, for building it with random weights."""
+
+
+Encoder = TypeVar("Encoder", bound="AdaptedBackbone")
 
 
 class AdaptedBackbone(nn.Module):
-    """A backbone that is frozen or not, with LoRA pairs in it or not."""
+    """A backbone of transformers that is frozen or not, with LoRA pairs in it or not."""
+
+    family: ClassVar[Family]
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        freeze_backbone: bool,
-        lora_rank: int | None,
-        source: PretrainedSource | None,
-        without_effect: Sequence[str],
+        self, backbone: nn.Module, adapters: AdapterOptions | None, source: PretrainedSource | None
     ) -> None:
         super().__init__()
-        if lora_rank is not None and not freeze_backbone:
-            raise ValueError(
-                "LoRA next to a trainable backbone has no effect of its own; "
-                "use `lora_rank=None` or `freeze_backbone=True`."
-            )
+        adapters = self.family.usual if adapters is None else adapters
+        for name, value in vars(adapters).items():
+            if name not in self.family.options and value != getattr(AdapterOptions, name):
+                raise ValueError(
+                    f"{type(self).__name__} has no use for `{name}={value!r}`; it takes "
+                    f"{', '.join(self.family.options)}."
+                )
+        config: Any = backbone.config
+        self._apply_settings(config)
+        self._apply_settings(backbone)
         self.backbone = backbone
-        self.freeze_backbone = freeze_backbone
+        self.d_out = int(config.hidden_size)
+        self.freeze_backbone = adapters.freeze_backbone is not False
         self.source = source
-        self._lora_names: dict[str, str] = {}
-        if freeze_backbone:
+        if self.freeze_backbone:
             freeze(backbone)
         else:
             for name, parameter in backbone.named_parameters():
-                if name.endswith(tuple(without_effect)):
+                if name.endswith(self.family.without_effect):
                     parameter.requires_grad_(False)
+        self._lora_names: dict[str, str] = {}
+        if adapters.lora_rank is not None:
+            place: str = adapters.lora_place or next(iter(self.family.lora_places))
+            self._lora_names = inject_lora(
+                backbone, self._lora_roles(place), int(config.num_hidden_layers), adapters
+            )
 
-    def train(self: _Encoder, mode: bool = True) -> _Encoder:
+    @classmethod
+    def from_pretrained(
+        cls: type[Encoder],
+        name: str,
+        adapters: AdapterOptions | None = None,
+        *,
+        model_class: str = "AutoModel",
+        attention: str | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Encoder:
+        """Load published weights and freeze them, beside new adapters.
+
+        Args:
+            name: Name on the hub such as `"facebook/dinov2-large"`, or a local folder.
+            adapters: What learns; by default what is usual for this kind of model.
+            model_class: Class of transformers that holds the weights, where a checkpoint has
+                several parts: `"CLIPVisionModel"`.
+            attention: Attention implementation: `"sdpa"`, `"eager"` or `"flash_attention_2"`.
+            revision: Branch, tag or commit.
+            **options: Keyword arguments of the class.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            WeightsNotFoundError: If the weights are not here and cannot be fetched.
+            ValueError: If the weights are of another kind of model.
+        """
+        kind = _model_class(model_class)
+        config = _load_config(name, revision, [known.model_type for known in cls.family.configs])
+        if model_class != "AutoModel":
+            # A checkpoint of several towers keeps the sizes of each in a config of its own.
+            config = getattr(config, "vision_config", config)
+        cls._prepare(config, attention)
+        model = _load_model(
+            kind,
+            name,
+            cls.family.may_lack,
+            config=config,
+            revision=revision,
+            **cls.family.model_options,
+        )
+        backbone = cls._backbone_of(model, attention)
+        return cls(backbone, adapters, source=PretrainedSource(name, revision), **options)
+
+    @classmethod
+    def from_config(
+        cls: type[Encoder],
+        config: Mapping[str, Any],
+        adapters: AdapterOptions | None = None,
+        *,
+        attention: str | None = None,
+        **options: Any,
+    ) -> Encoder:
+        """Build an encoder with random weights, which all learn unless something is added.
+
+        Args:
+            config: Fields of the family's configuration in transformers, such as `hidden_size`;
+                `family.architectures` has those of the published models.
+            adapters: What is added and what is frozen; by default no LoRA and no bottlenecks.
+            attention: Attention implementation: `"sdpa"`, `"eager"` or `"flash_attention_2"`.
+            **options: Keyword arguments of the class.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            TypeError: If `config` has a key that is no field.
+        """
+        from transformers import AutoModel
+
+        _check_config_keys(config, cls.family.configs)
+        if adapters is None:
+            adapters = replace(
+                cls.family.usual, lora_rank=None, d_bottleneck=None, freeze_backbone=None
+            )
+        if adapters.freeze_backbone is None:
+            adds = adapters.lora_rank is not None or adapters.d_bottleneck is not None
+            adapters = replace(adapters, freeze_backbone=adds)
+        built = cls._config_class(config)(**{**cls.family.config_defaults, **config})
+        cls._prepare(built, attention)
+        with hide_broken_torchaudio():
+            model = AutoModel.from_config(built, **cls.family.model_options)
+        return cls(cls._backbone_of(model, attention), adapters, source=None, **options)
+
+    @classmethod
+    def _config_class(cls, config: Mapping[str, Any]) -> Any:
+        """Choose the class that holds these fields."""
+        return cls.family.configs[0]
+
+    @classmethod
+    def _prepare(cls, config: Any, attention: str | None) -> None:
+        """Set in a config what must be so before the model is built."""
+        cls._apply_settings(config)
+        config._attn_implementation = attention or "sdpa"
+
+    @classmethod
+    def _backbone_of(cls, model: nn.Module, attention: str | None) -> nn.Module:
+        """Return the part of a model that is used."""
+        return model
+
+    @classmethod
+    def _apply_settings(cls, target: Any) -> None:
+        for key, value in cls.family.settings.items():
+            if hasattr(target, key):
+                setattr(target, key, value)
+
+    def _lora_roles(self, place: str) -> Mapping[str, tuple[str, ...]]:
+        """Return the linear layers of a place."""
+        check_choice("lora_place", place, self.family.lora_places)
+        return self.family.lora_places[place]
+
+    def train(self: Encoder, mode: bool = True) -> Encoder:
         """Switch training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze_backbone:
@@ -360,18 +503,64 @@ class AdaptedBackbone(nn.Module):
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Return the live tensors that a checkpoint needs, under names of our own."""
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict(keep_vars=True).items()
-            if not name.startswith("backbone.")
-        }
-        live = dict(self.backbone.named_parameters())
-        tensors.update({own: live[name] for own, name in self._lora_names.items()})
+        state = self.state_dict(keep_vars=True)
+        tensors = {name: t for name, t in state.items() if not name.startswith("backbone.")}
+        tensors.update({own: state[f"backbone.{name}"] for own, name in self._lora_names.items()})
         if self.source is None or not self.freeze_backbone:
-            tensors.update(own_names(self.backbone))
+            # Without the traces that LoRA leaves in the names.
+            tensors.update(
+                {
+                    name.replace(".base_layer.", "."): tensor
+                    for name, tensor in state.items()
+                    if name.startswith("backbone.") and ".lora_" not in name
+                }
+            )
         return tensors
 
-    def described(self) -> str:
-        """Say where the weights come from and whether they are frozen."""
+    def extra_repr(self) -> str:
+        """Say what is trained and from where the weights come."""
         source = self.source.name if self.source else "random weights"
-        return f"{source}, freeze_backbone={self.freeze_backbone}"
+        return f"{source}, freeze_backbone={self.freeze_backbone}, d_out={self.d_out}"
+
+
+def encoder_factory(
+    encoder: type[Encoder], name: Any = inspect.Parameter.empty, **usual: Any
+) -> Callable[..., Encoder]:
+    """Make what a registry calls: options are JSON values, given one by one.
+
+    It takes the fields of `AdapterOptions` that mean something to the encoder, the keyword
+    arguments of its `from_pretrained` and of its constructor, and, where there are published
+    sizes, `pretrained=False` for random weights. `usual` are defaults of adapter fields.
+    """
+    adapters = replace(encoder.family.usual, **usual)
+    parameters = [inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=name)]
+
+    def add(name: str, default: Any) -> None:
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
+
+    if encoder.family.architectures:
+        add("pretrained", True)
+    for option in encoder.family.options:
+        add(option, getattr(adapters, option))
+    for function in (encoder.from_pretrained, encoder.__init__):
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "source":
+                add(parameter.name, parameter.default)
+    signature = inspect.Signature(parameters)
+
+    def build(*args: Any, **options: Any) -> Encoder:
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        chosen = dict(bound.arguments)
+        name = chosen.pop("name")
+        own = replace(adapters, **{option: chosen.pop(option) for option in encoder.family.options})
+        if chosen.pop("pretrained", True):
+            return encoder.from_pretrained(name, own, **chosen)
+        check_choice("name", name, encoder.family.architectures)
+        for option in ("model_class", "revision"):
+            del chosen[option]
+        return encoder.from_config(encoder.family.architectures[name], own, **chosen)
+
+    # Registries read it to refuse an unknown option before the call.
+    build.__signature__ = signature  # type: ignore[attr-defined]
+    return build

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range, check_shapes
+from mmau._optional import require_torchaudio
 from mmau.encoders.protocols import AudioFeatures
-from mmau.encoders.torchaudio_backend import power_spectrum, torchaudio_filterbank
 
 
 class ChunkSpan(NamedTuple):
@@ -100,6 +100,18 @@ class Framing:
             )
             done = keep_to
 
+    def encode_in_chunks(
+        self, waveform: Tensor, encode: Callable[[Tensor], Tensor], chunk: int, margin: int
+    ) -> Tensor:
+        """Encode a waveform in overlapping chunks, in features, and keep their inner parts."""
+        parts = [
+            encode(waveform[:, span.first_sample : span.last_sample])[
+                :, span.keep_from : span.keep_to
+            ]
+            for span in self.chunks(waveform.shape[1], chunk, margin)
+        ]
+        return torch.cat(parts, dim=1)
+
 
 def check_waveform(waveform: Tensor, lengths: Tensor | None) -> Tensor:
     """Check samples and lengths."""
@@ -131,11 +143,7 @@ _FEATURES_AT_ONCE = 4096
 def mel_filterbank(
     num_mels: int, num_bins: int, sample_rate: int, low: float, high: float
 ) -> Tensor:
-    """Return triangular filters that are equally spaced on the mel scale.
-
-    References:
-        O'Shaughnessy's formula, `2595 log10(1 + f / 700)`.
-    """
+    """Return triangular filters that are equally spaced on O'Shaughnessy's mel scale."""
 
     def to_mel(hertz: float) -> float:
         return 2595.0 * math.log10(1.0 + hertz / 700.0)
@@ -233,7 +241,10 @@ class LogMelEncoder(nn.Module):
                 f"contain no frequency bin; use fewer bands or a longer window."
             )
         if backend == "torchaudio":
-            filters = torchaudio_filterbank(num_mels, size // 2 + 1, sample_rate, low, high)
+            torchaudio = require_torchaudio("LogMelEncoder(backend='torchaudio')")
+            filters = torchaudio.functional.melscale_fbanks(
+                size // 2 + 1, low, high, num_mels, sample_rate, norm=None, mel_scale="htk"
+            )
         self.register_buffer("_filters", filters, persistent=False)
         self.register_buffer("_taper", taper, persistent=False)
 
@@ -246,16 +257,27 @@ class LogMelEncoder(nn.Module):
             return self.framing.label(waveform.new_zeros(len(waveform), 0, self.d_out), counts)
         padded = nn.functional.pad(waveform, (-self.framing.start, 0))
         window, hop = self.framing.window, self.framing.hop
-        pieces = [
+        parts = [
             self._energies(padded[:, first * hop : (last - 1) * hop + window])
             for first in range(0, total, _FEATURES_AT_ONCE)
             for last in [min(first + _FEATURES_AT_ONCE, total)]
         ]
-        return self.framing.label(torch.cat(pieces, dim=1), counts)
+        return self.framing.label(torch.cat(parts, dim=1), counts)
 
     def _energies(self, waveform: Tensor) -> Tensor:
         if self.backend == "torchaudio":
-            spectrum = power_spectrum(waveform.float(), self._taper, self.framing.hop)
+            torchaudio = require_torchaudio("LogMelEncoder(backend='torchaudio')")
+            spectrum = torchaudio.functional.spectrogram(
+                waveform.float(),
+                pad=0,
+                window=self._taper,
+                n_fft=self.framing.window,
+                hop_length=self.framing.hop,
+                win_length=self.framing.window,
+                power=2.0,
+                normalized=False,
+                center=False,
+            ).mT
         else:
             windows = waveform.float().unfold(1, self.framing.window, self.framing.hop)
             spectrum = torch.fft.rfft(windows * self._taper).abs().square()
@@ -269,3 +291,28 @@ class LogMelEncoder(nn.Module):
             f"num_mels={self.d_out}, window={self.framing.window / rate}, "
             f"hop={self.framing.hop / rate}, causal={self.causal}, backend={self.backend!r}"
         )
+
+
+def resample_waveform(
+    waveform: Tensor, source_rate: int, target_rate: int, *, lowpass_filter_width: int = 64
+) -> Tensor:
+    """Change the sample rate of sound `(..., n)` that is already in memory, by torchaudio.
+
+    Examples:
+        >>> resample_waveform(torch.ones(2, 100), 16000, 16000).shape
+        torch.Size([2, 100])
+    """
+    check_range("source_rate", source_rate, 1)
+    check_range("target_rate", target_rate, 1)
+    check_range("lowpass_filter_width", lowpass_filter_width, 1)
+    if not waveform.is_floating_point() or not waveform.ndim:
+        raise ValueError(
+            f"`waveform` must be floats (..., n); got {waveform.dtype} {tuple(waveform.shape)}."
+        )
+    if source_rate == target_rate:
+        return waveform
+    torchaudio = require_torchaudio("resampling in memory")
+    resampled: Tensor = torchaudio.functional.resample(
+        waveform, source_rate, target_rate, lowpass_filter_width=lowpass_filter_width
+    )
+    return resampled
