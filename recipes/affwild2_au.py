@@ -294,7 +294,7 @@ def train_detector(
     model = ClipModel(detector)
     parts = ["merge", "temporal", "head_norm", "head"]
     parts += ["hga"] if detector.hga is not None and not tokens else []
-    parts += ["audio_query"] if detector.audio_query is not None else []
+    parts += ["audio_cross_attention"] if detector.audio_cross_attention is not None else []
     encoders = () if from_scratch else ("detector.visual_encoder", "detector.audio_encoder")
 
     def validate() -> float:

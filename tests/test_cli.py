@@ -16,7 +16,7 @@ from mmau.cli.console import Console, UserError, clock, find_videos, is_single_f
 from mmau.cli.doctor import torchaudio_status
 from mmau.cli.parser import build_parser
 from mmau.inference import read_table
-from mmau.models import Component, DetectorConfig, build_detector
+from mmau.models import Component, DetectorConfig, build_detector, save_pretrained
 from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 
@@ -32,7 +32,8 @@ def checkpoint(tmp_path_factory):
         d_audio=16,
         crop_size=64,
     )
-    return build_detector(config).save_pretrained(tmp_path_factory.mktemp("model") / "checkpoint")
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    return save_pretrained(build_detector(config), folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mmau.action_units import AU_NAMES
 from mmau.cli import main
 from mmau.evaluation import AUCounts, Calibration
 from mmau.inference import AUPredictor, AUTable
-from mmau.models import Component, DetectorConfig, build_detector
+from mmau.models import Component, DetectorConfig, build_detector, save_pretrained
 from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
 NAMES = ("AU1", "AU12")
@@ -119,7 +119,7 @@ def checkpoint(tmp_path_factory):
         crop_size=64,
     )
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    build_detector(config).save_pretrained(folder)
+    save_pretrained(build_detector(config), folder)
     Calibration(AU_NAMES, (0.15,) * 12, note="chosen by hand").save(folder / "calibration.json")
     return folder
 

@@ -84,7 +84,7 @@ def test_click_and_open_mouth_stay_within_one_frame(small_detector, faces, tmp_p
     detector = small_detector()
     # The features themselves, not a projection: what the model is given to listen to.
     detector.audio_projection = torch.nn.Sequential(torch.nn.Identity())
-    detector.d_guide = 24
+    detector.d_audio = 24
     trial = prepare_video(film, crop_size=64)
     truth = int(np.argmax(times >= instant))
     assert abs(first_above_half(opening(trial.landmarks)) - truth) <= 0

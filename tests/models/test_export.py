@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmau.models import export_head_onnx, export_hga_onnx, export_temporal
-from mmau.models.config import Component, DetectorConfig, build_detector
+from mmau.models import (
+    Component,
+    DetectorConfig,
+    build_detector,
+    export_head_onnx,
+    export_hga_onnx,
+    export_temporal,
+)
 from mmau.modules import HGA, TEMPORAL_MODELS
 from mmau.registry import MissingDependencyError
 

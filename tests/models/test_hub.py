@@ -102,11 +102,9 @@ def test_a_folder_is_uploaded_with_its_card(folder, hub):
     load_pretrained(folder)  # the card does no harm
 
 
-def test_a_detector_uploads_itself(detector, hub):
+def test_what_was_measured_is_on_the_card_that_is_uploaded(folder, hub):
     calls, kept = hub
-    detector.push_to_hub(
-        "someone/detector", provenance={"data": "x"}, licence="mit", metrics={"F1": 0.5}
-    )
+    push_to_hub(folder, "someone/detector", metrics={"F1": 0.5})
     assert "- F1: 0.5" in kept["README.md"].decode()
     assert calls[2][:2] == ("upload", "someone/detector")
 

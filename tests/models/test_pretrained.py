@@ -1,4 +1,4 @@
-"""What is saved comes back; what is no checkpoint is refused in a sentence."""
+"""What is saved comes back; what is not a checkpoint is refused with a clear message."""
 
 import json
 import pickle
@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from mmau.encoders.speech import tiny_wavlm
 from mmau.encoders.vision import tiny_dinov2
 from mmau.models import (
-    AUDetector,
     Component,
     DetectorConfig,
     build_detector,
@@ -76,11 +75,18 @@ def test_save_and_load_give_the_same_logits(saved):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_the_methods_do_the_same(saved, tmp_path):
-    detector, _ = saved
-    again = AUDetector.from_pretrained(detector.save_pretrained(tmp_path / "run", licence="MIT"))
-    assert torch.equal(predict(again), predict(detector))
-    assert read_record(tmp_path / "run").licence == "MIT"
+def test_a_checkpoint_with_the_former_name_of_the_cross_attention_loads(tmp_path):
+    detector = shake(build_detector(small_config(fusion="cross_attention")).eval())
+    folder = save_pretrained(detector, tmp_path / "run")
+
+    def rename(weights):
+        new = [name for name in weights if name.startswith("audio_cross_attention.")]
+        assert new
+        for name in new:
+            weights["audio_query." + name.partition(".")[2]] = weights.pop(name)
+
+    change_weights(folder, rename)
+    assert torch.equal(predict(load_pretrained(folder).detector), predict(detector))
 
 
 def test_the_record_says_what_it_is(saved):
@@ -126,7 +132,7 @@ def test_an_older_checkpoint_is_replaced_and_nothing_else(saved, tmp_path):
     other = tmp_path / "photos"
     other.mkdir()
     (other / "a.jpg").write_text("dear to me")
-    with pytest.raises(ValueError, match="holds something that is no checkpoint"):
+    with pytest.raises(ValueError, match="holds something that is not a checkpoint"):
         save_pretrained(detector, other)
     assert (other / "a.jpg").read_text() == "dear to me"
     (tmp_path / "file").write_text("")
@@ -153,7 +159,7 @@ def test_wrong_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_pretrained(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"is no checkpoint: it holds no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a checkpoint: it holds no config.json"):
         load_pretrained(tmp_path / "empty")
     (tmp_path / "clip.mp4").write_text("")
     with pytest.raises(ValueError, match="is a file; expected a checkpoint folder"):

@@ -80,7 +80,7 @@ class AUPredictor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str = "cpu") -> AUPredictor:
-        """Load a checkpoint folder as the recipe and `AUDetector.save_pretrained` write it.
+        """Load a checkpoint folder as the recipe and `mmau.models.save_pretrained` write it.
 
         Args:
             folder: Folder with `config.json`, `model.safetensors` and, optionally,

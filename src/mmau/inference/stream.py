@@ -170,8 +170,8 @@ def _segment(
 
 def receptive_field(detector: AUDetector) -> float:
     """Tell how far from a frame its sound may be, in seconds."""
-    if detector.audio_query is not None:
-        return float(cast("Any", detector.audio_query).window)
+    if detector.audio_cross_attention is not None:
+        return float(cast("Any", detector.audio_cross_attention).window)
     return 0.04  # the default of `interpolate_features`, which the detector leaves as it is
 
 
@@ -206,7 +206,7 @@ class _AudioBuffer:
     def _align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Bring the features to frames."""
         if self._features is None or not len(frame_times):
-            width = self.detector.d_guide or 0
+            width = self.detector.d_audio or 0
             no_audio = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
             return visual.new_zeros(len(visual), width), no_audio
         device = visual.device
@@ -261,7 +261,7 @@ class SoundStream(_AudioBuffer):
             frame_times: `(t,)`, seconds, on the clock of the segments.
 
         Returns:
-            `(t, d_guide)`, and `(t)` bool, True where there is sound.
+            `(t, d_audio)`, and `(t)` bool, True where there is sound.
         """
         if len(frame_times):
             while self._next is not None and self._known_until < frame_times.max() + self._reach:
@@ -386,7 +386,7 @@ class LogitStream:
 
         Args:
             visual: `(t, d_model)`, from `AUDetector.merge_regions`; may be empty.
-            audio: `(t, d_guide)`, from `AUDetector.align_audio`; `None` where there is no sound.
+            audio: `(t, d_audio)`, from `AUDetector.align_audio`; `None` where there is no sound.
             audio_mask: `(t)` bool, where there is sound; everywhere if left out.
 
         Returns:
@@ -396,10 +396,10 @@ class LogitStream:
             TypeError: If the mask is not bool.
             ValueError: If a shape does not fit, or sound is given to a detector without.
         """
-        if self.detector.d_guide is None and audio is not None:
+        if self.detector.d_audio is None and audio is not None:
             raise ValueError("this detector was built without an audio encoder; leave sound out.")
         check_shapes(
-            sizes={"d": self.detector.d_model, "a": self.detector.d_guide or 0},
+            sizes={"d": self.detector.d_model, "a": self.detector.d_audio or 0},
             visual=(visual, "t d"),
             audio=(audio, "t a"),
             audio_mask=(audio_mask, "t"),
@@ -440,10 +440,10 @@ class LogitStream:
 
     def _append(self, visual: Tensor, audio: Tensor | None, audio_mask: Tensor | None) -> None:
         new = [visual]
-        if self.detector.d_guide is not None:
+        if self.detector.d_audio is not None:
             # Chunks with and without sound may share a window.
             if audio is None:
-                audio = visual.new_zeros(len(visual), self.detector.d_guide)
+                audio = visual.new_zeros(len(visual), self.detector.d_audio)
                 audio_mask = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
             elif audio_mask is None:
                 audio_mask = torch.ones(len(visual), dtype=torch.bool, device=visual.device)

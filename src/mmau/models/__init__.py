@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from mmau.models.checkpoint import (
-    CheckpointRecord,
-    LoadedDetector,
     load_pretrained,
     model_card,
     push_to_hub,
     read_record,
     save_pretrained,
 )
-from mmau.models.config import Component, DetectorConfig, build_detector
-from mmau.models.detector import AUDetector
+from mmau.models.config import Component, DetectorConfig
+from mmau.models.detector import AUDetector, build_detector
 from mmau.models.export import export_head_onnx, export_hga_onnx, export_temporal
 
 __all__ = [
     "AUDetector",
-    "CheckpointRecord",
     "Component",
     "DetectorConfig",
-    "LoadedDetector",
     "build_detector",
     "export_head_onnx",
     "export_hga_onnx",

@@ -1,4 +1,7 @@
-"""Checkpoint folders: `model.safetensors` with what cannot be fetched again, and `config.json`."""
+"""Checkpoint folders: written, read, described by a model card, uploaded.
+
+`model.safetensors` holds the weights that cannot be fetched again, `config.json` everything else.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from torch import Tensor, nn
 from mmau._files import atomic_dir, atomic_write
 from mmau._optional import require
 from mmau.encoders.protocols import SelectiveSaving
-from mmau.models.config import DetectorConfig, build_detector
-from mmau.models.detector import AUDetector
+from mmau.models.config import DetectorConfig
+from mmau.models.detector import AUDetector, build_detector
 
 _FORMAT = "mmau.detector"
 _FORMAT_VERSION = 1
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -81,8 +84,8 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: If there is no config, or the folder holds something that is no checkpoint, or a
-            weight is not finite.
+        ValueError: If there is no config, the folder holds something that is not a checkpoint, or
+            a weight is not finite.
     """
     folder = Path(folder)
     config = config or detector.config
@@ -91,7 +94,7 @@ def save_pretrained(
     _refuse_to_replace(folder)
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in checkpoint_tensors(detector).items()
+        for name, tensor in _live_tensors(detector).items()
     }
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -111,7 +114,11 @@ def save_pretrained(
         },
         "provenance": dict(provenance or {}),
         "licence": licence,
-        "base_weights": _base_weights(detector),
+        "base_weights": {
+            name: {"name": child.source.name, "revision": child.source.revision}
+            for name, child in detector.named_children()
+            if isinstance(child, SelectiveSaving) and child.source is not None
+        },
         "versions": _versions(),
     }
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
@@ -180,14 +187,16 @@ def load_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
             given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or incomplete: {error}.") from error
+    # Its name in older checkpoints.
+    given = {n.replace("audio_query.", "audio_cross_attention.", 1): t for n, t in given.items()}
     detector = build_detector(record.config)
-    fill(checkpoint_tensors(detector), given, str(path))
+    _fill(_live_tensors(detector), given, str(path))
     detector.eval().to(device)
     return LoadedDetector(detector, record.config)
 
 
-def checkpoint_tensors(detector: nn.Module) -> dict[str, Tensor]:
-    """Name the live tensors that a checkpoint needs."""
+def _live_tensors(detector: nn.Module) -> dict[str, Tensor]:
+    """Name the tensors of a detector that a checkpoint needs, without copying them."""
     tensors = dict(detector.state_dict(keep_vars=True))
     for name, child in detector.named_children():
         if isinstance(child, SelectiveSaving):
@@ -197,7 +206,7 @@ def checkpoint_tensors(detector: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+def _fill(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors into place if names and shapes agree exactly, and touch nothing otherwise."""
     for words, names in (
         ("lacks", sorted(set(expected) - set(given))),
@@ -226,7 +235,7 @@ def _checkpoint_folder(folder: str | Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}.")
     if not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it holds no {_CONFIG}.")
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no {_CONFIG}.")
     if not (folder / _WEIGHTS).is_file():
         for path in sorted(folder.iterdir()):
             if _is_pickle(path):
@@ -249,17 +258,9 @@ def _refuse_to_replace(folder: Path) -> None:
             read_record(folder)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
-                f"{folder} holds something that is no checkpoint and would be replaced; "
+                f"{folder} holds something that is not a checkpoint and would be replaced; "
                 "give another folder."
             ) from error
-
-
-def _base_weights(detector: AUDetector) -> dict[str, Any]:
-    sources = {}
-    for name, child in detector.named_children():
-        if isinstance(child, SelectiveSaving) and child.source is not None:
-            sources[name] = {"name": child.source.name, "revision": child.source.revision}
-    return sources
 
 
 def _versions() -> dict[str, str]:
@@ -272,14 +273,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-_CARD = "README.md"
-
-
 def model_card(folder: str | Path, *, metrics: Mapping[str, float] | None = None) -> str:
-    """Write what a stranger must know about a checkpoint, from what the folder itself says.
+    """Describe a checkpoint for its users, from what the folder itself says.
 
-    It states measured results only: those that are handed over, or none. Missing facts are named as
-    missing.
+    Of results it states those that are given, or none. Missing facts are named as missing.
 
     Args:
         folder: A checkpoint folder.
@@ -290,10 +287,12 @@ def model_card(folder: str | Path, *, metrics: Mapping[str, float] | None = None
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is no checkpoint.
+        ValueError: If it is not a checkpoint.
     """
     folder = Path(folder)
     record = read_record(folder)
+    config = record.config
+    sources = ", ".join(str(source["name"]) for source in record.base_weights.values())
     lines = [
         "---",
         "library_name: mmau",
@@ -312,32 +311,40 @@ def model_card(folder: str | Path, *, metrics: Mapping[str, float] | None = None
         "table = AUPredictor.from_pretrained(folder).predict_file(video)",
         "```",
         "",
-        *_section("Trained on", record.provenance, "Not stated by whoever trained it."),
-        *_section("Architecture", _architecture(record), ""),
-        *_section("Input", record.preprocessing, "Not stated."),
+        *_section("Trained on", record.provenance),
+        *_section(
+            "Architecture",
+            {
+                "visual encoder": config.visual.name,
+                "audio encoder": "none" if config.audio is None else config.audio.name,
+                "alignment": config.alignment,
+                "temporal model": config.temporal.name,
+            },
+        ),
+        *_section("Input", record.preprocessing),
         *_section(
             "Measured",
             {name: f"{value:.4g}" for name, value in (metrics or {}).items()},
-            "Nothing was measured, or nobody wrote it down.",
+            "Nothing was measured, or it was not written down.",
         ),
         "## Decisions",
         "",
-        _thresholds(folder),
+        _decisions(folder),
         "",
         "## Licence and limits",
         "",
         f"Licence of the weights: {record.licence}. It follows from the data and from the base "
-        "weights" + (f": {_sources(record)}." if record.base_weights else "."),
+        f"weights{': ' if sources else ''}{sources}.",
         "",
         "Action Units are movements of muscles, not emotions. Faces unlike those of the training "
-        "data may be read worse; nobody has measured how much.",
+        "data may be recognised worse; by how much has not been measured.",
         "",
         f"Written by {', '.join(f'{k} {v}' for k, v in record.versions.items())}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _section(title: str, facts: Mapping[str, Any], otherwise: str) -> list[str]:
+def _section(title: str, facts: Mapping[str, Any], otherwise: str = "Not stated.") -> list[str]:
     rows = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items()]
     return [f"## {title}", "", *(rows or [otherwise]), ""]
 
@@ -348,22 +355,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _architecture(record: CheckpointRecord) -> dict[str, Any]:
-    config = record.config
-    audio = "none" if config.audio is None else config.audio.name
-    return {
-        "visual encoder": config.visual.name,
-        "audio encoder": audio,
-        "alignment": config.alignment,
-        "temporal model": config.temporal.name,
-    }
-
-
-def _sources(record: CheckpointRecord) -> str:
-    return ", ".join(str(source["name"]) for source in record.base_weights.values())
-
-
-def _thresholds(folder: Path) -> str:
+def _decisions(folder: Path) -> str:
     path = folder / "calibration.json"
     if not path.is_file():
         return "No calibration is in the folder: an Action Unit counts as active from 0.5."
@@ -384,8 +376,8 @@ def push_to_hub(
     """Upload a checkpoint folder with a model card.
 
     Weights trained on licensed data may often not be published: Aff-Wild2's agreement is one
-    example. That is why a new repository is private unless you say otherwise, and why the folder
-    must state its provenance and its licence.
+    example. That is why a new repository is private by default, and why the folder must state its
+    provenance and its licence.
 
     Args:
         folder: A checkpoint folder.
@@ -400,7 +392,7 @@ def push_to_hub(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is no checkpoint, or says nothing about its provenance or licence.
+        ValueError: If it is not a checkpoint, or says nothing about its provenance or licence.
         MissingDependencyError: If huggingface_hub is not installed.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""A detector as data: names and options, and the function that builds it."""
+"""A detector as data: names and options."""
 
 from __future__ import annotations
 
@@ -9,19 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from torch import nn
-
 from mmau._checks import check_choice, check_range, did_you_mean
 from mmau.action_units import AU_NAMES
-from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
-from mmau.models.detector import AUDetector
-from mmau.modules import (
-    HGA,
-    TEMPORAL_MODELS,
-    AsymmetricCrossAttention,
-    LandmarkToPatch,
-    RegionMerge,
-)
 
 
 @dataclass(frozen=True)
@@ -112,83 +101,6 @@ class DetectorConfig:
             ValueError: If a key is unknown, or a value is of the wrong type.
         """
         return cast("DetectorConfig", _read(cls, values, "the detector config"))
-
-
-def build_detector(config: DetectorConfig) -> AUDetector:
-    """Build a detector, with random weights except those that its encoders fetch.
-
-    Args:
-        config: Names and options.
-
-    Returns:
-        The detector; its `config` is the argument.
-
-    Raises:
-        UnknownComponentError: If a name is not registered.
-        MissingDependencyError: If a component's library is not installed.
-        WeightsNotFoundError: If pretrained weights cannot be had.
-        ValueError: If the parts do not fit together.
-
-    Examples:
-        >>> config = DetectorConfig(
-        ...     visual=Component("tiny"), audio=Component("log_mel", {"num_mels": 24}),
-        ...     d_region=32, num_heads=4, d_model=32, d_audio=16, crop_size=64,
-        ... )
-        >>> detector = build_detector(config)
-        >>> detector.d_model, detector.d_guide, len(detector.au_names)
-        (32, 16, 12)
-    """
-    visual_encoder = VISUAL_ENCODERS.create(config.visual.name, **config.visual.options)
-    if config.crop_size % visual_encoder.patch_size:
-        raise ValueError(
-            f"`crop_size` must be a multiple of the patch size {visual_encoder.patch_size} of "
-            f"{config.visual.name!r}; got {config.crop_size}."
-        )
-    landmark_to_patch = hga = None
-    if config.alignment == "hga":
-        landmark_to_patch = LandmarkToPatch(config.regions)
-        hga = HGA(visual_encoder.d_out, config.d_region, config.num_heads)
-        merge = RegionMerge(
-            landmark_to_patch.num_regions, config.d_region, config.d_model, mode=config.merge
-        )
-    else:
-        merge = RegionMerge(1, visual_encoder.d_out, config.d_model, mode="flatten")
-
-    audio_encoder = audio_projection = d_guide = None
-    fusion: nn.Module | Literal["interpolate"] | None = None
-    if config.audio is not None:
-        audio_encoder = AUDIO_ENCODERS.create(config.audio.name, **config.audio.options)
-        audio_projection = nn.Sequential(
-            nn.Linear(audio_encoder.d_out, config.d_audio),
-            nn.GELU(),
-            nn.Linear(config.d_audio, config.d_audio),
-        )
-        if config.fusion == "cross_attention":
-            d_guide = config.d_model
-            fusion = AsymmetricCrossAttention(
-                config.d_model, config.d_audio, config.num_heads, window=config.fusion_window
-            )
-        else:
-            d_guide, fusion = config.d_audio, "interpolate"
-    detector = AUDetector(
-        visual_encoder=visual_encoder,
-        landmark_to_patch=landmark_to_patch,
-        hga=hga,
-        merge=merge,
-        audio_encoder=audio_encoder,
-        audio_projection=audio_projection,
-        fusion=fusion,
-        temporal=TEMPORAL_MODELS.create(
-            config.temporal.name, config.d_model, d_guide, **config.temporal.options
-        ),
-        d_model=config.d_model,
-        au_names=config.au_names,
-        dropout=config.dropout,
-        frames_per_chunk=config.frames_per_chunk,
-        checkpoint_frames=config.checkpoint_frames,
-    )
-    detector.config = config
-    return detector
 
 
 def _read(expected: Any, value: Any, where: str) -> Any:

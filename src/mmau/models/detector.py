@@ -1,55 +1,66 @@
-"""The whole system as one module: crops, landmarks and sound in, Action Unit logits out."""
+"""The whole system as one module: crops, landmarks and audio in, Action Unit logits out."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_mask, check_range, check_shapes
 from mmau.action_units import AU_NAMES
+from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.encoders.protocols import AudioFeatures, VisualFeatures
 from mmau.functional.time_alignment import interpolate_features
 from mmau.models.audio_alignment import retrieve_audio
+from mmau.models.config import DetectorConfig
+from mmau.modules import (
+    HGA,
+    TEMPORAL_MODELS,
+    AsymmetricCrossAttention,
+    LandmarkToPatch,
+    RegionMerge,
+)
 from mmau.modules.frame_chunked import run_in_chunks
+
+NO_AUDIO = "this detector was built without an audio encoder; leave audio out."
+PRIOR = 0.15
+"""Share of frames in which an Action Unit is active, where the head's bias starts."""
 
 
 class AUDetector(nn.Module):
-    """Detect Action Units in every frame of a clip from the face and the sound.
+    """Detect Action Units in every frame of a clip from the face and the audio.
 
     It receives built parts and looks up no names; `build_detector` makes them from a config. Each
-    step is a method, so that features can be cached, long videos encoded in pieces, and single
+    step is a method, so that features can be cached, long videos encoded in chunks, and single
     stages trained:
 
     1. `encode_frames`: crops and landmarks to region tokens, frame by frame;
     2. `merge_regions`: region tokens to one vector a frame, a learned one where there is no face;
-    3. `encode_audio`, `align_audio`: sound to one vector a frame, with a mask;
+    3. `encode_audio`, `align_audio`: waveform to one vector a frame, with a mask;
     4. `classify`: both through time to logits.
 
     Args:
         visual_encoder: Images to patch tokens, a `VisualEncoder`.
-        temporal: A temporal model of width `d_model`; its `d_audio` says whether it takes a guide.
-        d_model: Width of the visual vector of a frame.
+        temporal: A temporal model; its `d_model` is the width of the visual vector of a frame, its
+            `d_audio` the width of the audio vector, or `None` for a detector without audio.
         merge: Region tokens `(..., m, d)` to `(..., d_model)`, such as `RegionMerge`; `None` if
             there is one token of width `d_model` already.
         landmark_to_patch: Landmarks to patch membership; needed with `hga`.
         hga: Patch tokens to region tokens; `None` averages all patch tokens into one.
-        audio_encoder: Waveform to features, an `AudioEncoder`; `None` for a detector without sound.
-        audio_projection: Audio features to the width of the guide, or to what `fusion` takes;
-            `None` leaves them as they are.
-        fusion: How audio features become one vector a frame: `"interpolate"` onto the frame's time,
-            or an `AsymmetricCrossAttention`, by which the frame retrieves what it wants.
+        audio_encoder: Waveform to features, an `AudioEncoder`; `None` for a detector without audio.
+        audio_projection: Audio features to `d_audio`, or to what the cross-attention takes; `None`
+            leaves them as they are.
+        audio_cross_attention: An `AsymmetricCrossAttention` from frames to audio features; `None`
+            interpolates the features at the times of the frames.
         au_names: Names of the outputs, in order.
         dropout: Dropout before the merge and before the head, in [0, 1).
-        frames_per_chunk: Frames that the visual encoder sees at once; all if `None`.
+        frames_per_chunk: Frames that the visual encoder takes at once; all if `None`.
         checkpoint_frames: Whether the activations of a chunk are computed again in the backward
             pass rather than stored; with `frames_per_chunk` this bounds the memory of training.
-        prior: Share of frames in which an Action Unit is active; the head's bias starts there.
+        config: How it was built, for the checkpoint; `build_detector` gives it.
 
     Shape:
         - images: `(b, t, 3, h, w)` float in [0, 1]
@@ -72,71 +83,61 @@ class AUDetector(nn.Module):
         *,
         visual_encoder: nn.Module,
         temporal: nn.Module,
-        d_model: int,
         merge: nn.Module | None = None,
         landmark_to_patch: nn.Module | None = None,
         hga: nn.Module | None = None,
         audio_encoder: nn.Module | None = None,
         audio_projection: nn.Module | None = None,
-        fusion: Literal["interpolate"] | nn.Module | None = None,
+        audio_cross_attention: nn.Module | None = None,
         au_names: Sequence[str] = AU_NAMES,
         dropout: float = 0.1,
         frames_per_chunk: int | None = None,
         checkpoint_frames: bool = False,
-        prior: float = 0.15,
+        config: DetectorConfig | None = None,
     ) -> None:
         super().__init__()
         check_range("dropout", dropout, 0, 1, open_high=True)
-        check_range("prior", prior, 0, 1, open_low=True, open_high=True)
         if frames_per_chunk is not None:
             check_range("frames_per_chunk", frames_per_chunk, 1)
-        self.d_guide = _width_of_guide(temporal)
+        # Parts are of any class that has what is read here.
+        temporal_model, encoder, regions = (
+            cast("Any", part) for part in (temporal, visual_encoder, landmark_to_patch)
+        )
+        self.d_model = int(temporal_model.d_model)
+        self.d_audio: int | None = temporal_model.d_audio
         if (hga is None) != (landmark_to_patch is None):
             raise ValueError("`hga` and `landmark_to_patch` belong together: give both or neither.")
-        if (audio_encoder is None) != (self.d_guide is None):
-            encoder = "none" if audio_encoder is None else type(audio_encoder).__name__
+        if (audio_encoder is None) != (self.d_audio is None):
+            given = "none" if audio_encoder is None else type(audio_encoder).__name__
             raise ValueError(
                 "`audio_encoder` and the `d_audio` of the temporal model belong together; got "
-                f"audio encoder {encoder} and d_audio={self.d_guide}."
+                f"audio encoder {given} and d_audio={self.d_audio}."
             )
-        if (audio_encoder is None) != (fusion is None):
-            raise ValueError(
-                f"`fusion` and `audio_encoder` belong together: give both or neither; "
-                f"got fusion={fusion!r}."
-            )
-        if isinstance(fusion, str) and fusion != "interpolate":
-            raise ValueError(f"`fusion` must be 'interpolate' or a module; got {fusion!r}.")
         self.visual_encoder = visual_encoder
         self.landmark_to_patch = landmark_to_patch
         self.hga = hga
-        self.d_region = (
-            _attribute(visual_encoder, "d_out") if hga is None else _attribute(hga, "d_model")
-        )
-        self.num_regions = (
-            1 if landmark_to_patch is None else _attribute(landmark_to_patch, "num_regions")
-        )
+        self.d_region = int(encoder.d_out if hga is None else cast("Any", hga).d_model)
+        self.num_regions = 1 if regions is None else int(regions.num_regions)
         self.region_norm = nn.LayerNorm(self.d_region)
         self.merge = merge
-        self.no_face = nn.Parameter(torch.empty(d_model))
+        self.no_face = nn.Parameter(torch.empty(self.d_model))
         self.audio_encoder = audio_encoder
         self.audio_projection = audio_projection
-        self.audio_query = fusion if isinstance(fusion, nn.Module) else None
+        self.audio_cross_attention = audio_cross_attention
         self.temporal = temporal
         self.dropout = nn.Dropout(dropout)
-        self.head_norm = nn.LayerNorm(d_model)
-        self.head = nn.Linear(d_model, len(au_names))
+        self.head_norm = nn.LayerNorm(self.d_model)
+        self.head = nn.Linear(self.d_model, len(au_names))
         self.au_names = tuple(au_names)
-        self.d_model = d_model
         self.frames_per_chunk = frames_per_chunk
         self.checkpoint_frames = checkpoint_frames
-        self._prior = prior
-        self.config: Any = None  # the DetectorConfig, if `build_detector` made it
+        self.config = config
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start the head at the prior, and the missing face as a small random vector."""
         nn.init.normal_(self.no_face, std=0.02)
-        nn.init.constant_(self.head.bias, math.log(self._prior / (1 - self._prior)))
+        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))
 
     # ------------------------------------------------------------------ the face
     def encode_frames(
@@ -215,22 +216,22 @@ class AUDetector(nn.Module):
         visual = regions.squeeze(-2) if self.merge is None else self.merge(regions)
         return torch.where(valid[..., None], visual, self.no_face.to(visual.dtype))
 
-    # ------------------------------------------------------------------ the sound
+    # ------------------------------------------------------------------ the audio
     def encode_audio(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
-        """Turn a waveform into features on a clock of their own.
+        """Turn a waveform into features with times of their own.
 
         Args:
             waveform: `(b, n)`, float in [-1, 1], 16 kHz.
-            lengths: `(b,)`, number of real samples of each; 0 for a clip without sound.
+            lengths: `(b,)`, number of real samples of each; 0 for a clip without audio.
 
         Returns:
             Features, times in seconds after the first sample, and mask.
 
         Raises:
-            ValueError: If the detector was built without sound.
+            ValueError: If the detector was built without an audio encoder.
         """
         if self.audio_encoder is None:
-            raise ValueError("this detector was built without an audio encoder; leave sound out.")
+            raise ValueError(NO_AUDIO)
         encoded: AudioFeatures = self.audio_encoder(waveform, lengths)
         return encoded
 
@@ -242,7 +243,7 @@ class AUDetector(nn.Module):
         frame_times: Tensor,
         feature_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Bring audio features onto the clock of the frames.
+        """Bring audio features to the times of the frames.
 
         Args:
             visual: `(b, t, d_model)`, from `merge_regions`; the queries of cross-attention.
@@ -252,14 +253,14 @@ class AUDetector(nn.Module):
             feature_mask: `(b, s)` bool, which features may be used.
 
         Returns:
-            `(b, t, d_guide)` and `(b, t)` bool, True where there is sound at that frame: within
-            the reach of interpolation, or within the window of cross-attention.
+            `(b, t, d_audio)` and the audio mask `(b, t)` bool: True within the longest gap of
+            interpolation, or within the window of cross-attention.
 
         Raises:
-            ValueError: If the detector was built without sound, or the shapes disagree.
+            ValueError: If the detector was built without an audio encoder, or the shapes disagree.
         """
-        if self.d_guide is None:
-            raise ValueError("this detector was built without an audio encoder; leave sound out.")
+        if self.d_audio is None:
+            raise ValueError(NO_AUDIO)
         check_shapes(
             sizes={"d": self.d_model},
             visual=(visual, "b t d"),
@@ -269,17 +270,17 @@ class AUDetector(nn.Module):
             feature_mask=(feature_mask, "b s"),
         )
         if features.shape[1] == 0:
-            return visual.new_zeros(*visual.shape[:2], self.d_guide), visual.new_zeros(
+            return visual.new_zeros(*visual.shape[:2], self.d_audio), visual.new_zeros(
                 visual.shape[:2], dtype=torch.bool
             )
         if self.audio_projection is not None:
             features = self.audio_projection(features)
-        if self.audio_query is None:
+        if self.audio_cross_attention is None:
             return interpolate_features(
                 features, feature_times, frame_times, feature_mask=feature_mask
             )
         return retrieve_audio(
-            self.audio_query, visual, features, feature_times, frame_times, feature_mask
+            self.audio_cross_attention, visual, features, feature_times, frame_times, feature_mask
         )
 
     # ------------------------------------------------------------------ through time
@@ -296,29 +297,29 @@ class AUDetector(nn.Module):
 
         Args:
             visual: `(b, t, d_model)`, from `merge_regions`.
-            audio: `(b, t, d_guide)`, from `align_audio`; `None` for a clip without sound.
-            audio_mask: `(b, t)` bool, where there is sound; everywhere if left out.
+            audio: `(b, t, d_audio)`, from `align_audio`; `None` for a clip without audio.
+            audio_mask: `(b, t)` bool, where there is audio; everywhere if left out.
             mask: `(b, t)` bool, which frames exist; all if left out.
-            state: What the last call returned, to go on in the same video.
+            state: What the last call returned, to continue in the same video.
 
         Returns:
             Logits `(b, t, c)`, and the state after the last frame.
 
         Raises:
-            ValueError: If the shapes disagree, or sound is given to a detector without.
+            ValueError: If the shapes disagree, or audio is given to a detector without.
         """
-        if self.d_guide is None and audio is not None:
-            raise ValueError("this detector was built without an audio encoder; leave sound out.")
+        if self.d_audio is None and audio is not None:
+            raise ValueError(NO_AUDIO)
         check_shapes(
-            sizes={"d": self.d_model, "a": self.d_guide or 0},
+            sizes={"d": self.d_model, "a": self.d_audio or 0},
             visual=(visual, "b t d"),
             audio=(audio, "b t a"),
             audio_mask=(audio_mask, "b t"),
             mask=(mask, "b t"),
         )
         check_mask("audio_mask", audio_mask)
-        if self.d_guide is not None and audio is None:
-            audio = visual.new_zeros(*visual.shape[:2], self.d_guide)
+        if self.d_audio is not None and audio is None:
+            audio = visual.new_zeros(*visual.shape[:2], self.d_audio)
             audio_mask = visual.new_zeros(visual.shape[:2], dtype=torch.bool)
         out, state = self.temporal(visual, audio, audio_mask=audio_mask, mask=mask, state=state)
         return self.head(self.dropout(self.head_norm(out))), state
@@ -375,68 +376,83 @@ class AUDetector(nn.Module):
         tokens = encoded.new_zeros(len(chosen), *encoded.shape[1:])
         return tokens.index_put((chosen,), encoded).view(*valid.shape, *encoded.shape[1:])
 
-    # ------------------------------------------------------------------ on disk
-    def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Write a checkpoint folder; see `mmau.models.save_pretrained`.
-
-        Args:
-            folder: Where to write; an older checkpoint there is replaced.
-            **options: `config`, `provenance` and `licence`, as that function takes them.
-
-        Returns:
-            The folder.
-        """
-        from mmau.models.checkpoint import save_pretrained  # which imports this module
-
-        return save_pretrained(self, folder, **options)
-
-    @staticmethod
-    def from_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -> AUDetector:
-        """Build and fill the detector of a checkpoint; see `mmau.models.load_pretrained`.
-
-        Args:
-            folder: A checkpoint folder.
-            device: Where the detector shall be.
-
-        Returns:
-            The detector, in evaluation mode.
-        """
-        from mmau.models.checkpoint import load_pretrained  # which imports this module
-
-        return load_pretrained(folder, device=device).detector
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Write a checkpoint and upload it with a model card; see `mmau.models.push_to_hub`.
-
-        Args:
-            repo_id: `"name/repository"`.
-            **options: Of `save_pretrained` and of `mmau.models.push_to_hub`.
-
-        Returns:
-            Address of the upload.
-        """
-        from mmau.models.checkpoint import (
-            push_to_hub,  # which imports this module
-            save_pretrained,
-        )
-
-        saved = {k: options.pop(k) for k in ("config", "provenance", "licence") if k in options}
-        with tempfile.TemporaryDirectory() as folder:
-            save_pretrained(self, Path(folder) / "checkpoint", **saved)
-            return push_to_hub(Path(folder) / "checkpoint", repo_id, **options)
-
     def extra_repr(self) -> str:
         """Show the sizes and the outputs."""
         return (
-            f"d_model={self.d_model}, num_regions={self.num_regions}, d_guide={self.d_guide}, "
+            f"d_model={self.d_model}, num_regions={self.num_regions}, d_audio={self.d_audio}, "
             f"au_names={', '.join(self.au_names)}"
         )
 
 
-def _attribute(module: nn.Module, name: str) -> int:
-    return int(cast("Any", getattr(module, name)))
+def build_detector(config: DetectorConfig) -> AUDetector:
+    """Build a detector, with random weights except those that its encoders fetch.
 
+    Args:
+        config: Names and options.
 
-def _width_of_guide(temporal: nn.Module) -> int | None:
-    width = cast("Any", temporal).d_audio
-    return None if width is None else int(width)
+    Returns:
+        The detector; its `config` is the argument.
+
+    Raises:
+        UnknownComponentError: If a name is not registered.
+        MissingDependencyError: If a component's library is not installed.
+        WeightsNotFoundError: If pretrained weights cannot be had.
+        ValueError: If the parts do not fit together.
+
+    Examples:
+        >>> from mmau.models import Component
+        >>> config = DetectorConfig(
+        ...     visual=Component("tiny"), audio=Component("log_mel", {"num_mels": 24}),
+        ...     d_region=32, num_heads=4, d_model=32, d_audio=16, crop_size=64,
+        ... )
+        >>> detector = build_detector(config)
+        >>> detector.d_model, detector.d_audio, len(detector.au_names)
+        (32, 16, 12)
+    """
+    visual_encoder = VISUAL_ENCODERS.create(config.visual.name, **config.visual.options)
+    if config.crop_size % visual_encoder.patch_size:
+        raise ValueError(
+            f"`crop_size` must be a multiple of the patch size {visual_encoder.patch_size} of "
+            f"{config.visual.name!r}; got {config.crop_size}."
+        )
+    landmark_to_patch = hga = None
+    if config.alignment == "hga":
+        landmark_to_patch = LandmarkToPatch(config.regions)
+        hga = HGA(visual_encoder.d_out, config.d_region, config.num_heads)
+        merge = RegionMerge(
+            landmark_to_patch.num_regions, config.d_region, config.d_model, mode=config.merge
+        )
+    else:
+        merge = RegionMerge(1, visual_encoder.d_out, config.d_model, mode="flatten")
+
+    audio_encoder = audio_projection = audio_cross_attention = d_audio = None
+    if config.audio is not None:
+        audio_encoder = AUDIO_ENCODERS.create(config.audio.name, **config.audio.options)
+        audio_projection = nn.Sequential(
+            nn.Linear(audio_encoder.d_out, config.d_audio),
+            nn.GELU(),
+            nn.Linear(config.d_audio, config.d_audio),
+        )
+        d_audio = config.d_audio
+        if config.fusion == "cross_attention":
+            d_audio = config.d_model
+            audio_cross_attention = AsymmetricCrossAttention(
+                config.d_model, config.d_audio, config.num_heads, window=config.fusion_window
+            )
+    return AUDetector(
+        visual_encoder=visual_encoder,
+        landmark_to_patch=landmark_to_patch,
+        hga=hga,
+        merge=merge,
+        audio_encoder=audio_encoder,
+        audio_projection=audio_projection,
+        audio_cross_attention=audio_cross_attention,
+        temporal=TEMPORAL_MODELS.create(
+            config.temporal.name, config.d_model, d_audio, **config.temporal.options
+        ),
+        au_names=config.au_names,
+        dropout=config.dropout,
+        frames_per_chunk=config.frames_per_chunk,
+        checkpoint_frames=config.checkpoint_frames,
+        config=config,
+    )

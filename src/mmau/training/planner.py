@@ -348,8 +348,8 @@ def _cost_over_time(detector: AUDetector, clips: int, frames: int, dtype: torch.
         valid = torch.empty(clips, frames, device="meta", dtype=torch.bool)
         visual = detector.merge_regions(tokens, valid)
         audio = None
-        if detector.d_guide is not None:
-            audio = torch.empty(clips, frames, detector.d_guide, device="meta", dtype=dtype)
+        if detector.d_audio is not None:
+            audio = torch.empty(clips, frames, detector.d_audio, device="meta", dtype=dtype)
             audio.requires_grad_()
         logits, _ = detector.classify(visual, audio)
         return logits
