@@ -13,11 +13,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range
+from mmau._pool import ProcessDiedError, Work, run_in_processes
 from mmau._version import __version__
 from mmau.data.prepared import PreparedTrial, load_trial
 from mmau.data.store import (
@@ -466,45 +464,25 @@ def _run(
                 # The rest of its frames, so that the sum is that of all trials.
                 yield job.source.name, job.source.num_frames - done, str(error)
         return
-    pool = ProcessPoolExecutor(
-        min(jobs, len(todo)),
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(encode,),
-    )
-    try:
-        waiting: dict[Future[str | None], FillJob] = {pool.submit(_work, job): job for job in todo}
-        for future in as_completed(waiting):
-            source = waiting[future].source
-            yield source.name, source.num_frames, future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, perhaps for lack of memory; finished files are kept, so the "
-            "same call goes on from here. (A script that asks for several `jobs` must do so under "
-            '`if __name__ == "__main__":`.)'
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    by_name = {job.source.name: job for job in todo}
+    for name, future in run_in_processes(by_name, _start_worker, encode, jobs):
+        reason = None
+        try:
+            future.result()
+        except (MediaError, ProcessDiedError) as error:
+            reason = str(error)
+        yield name, by_name[name].source.num_frames, reason
 
 
-_encode: Encode | None = None
-
-
-def _start_worker(encode: Encode) -> None:
+def _start_worker(encode: Encode) -> Work[FillJob, None]:
     """Receive the encoder once per process, which uses one core."""
-    global _encode  # an executor offers no other place
     torch.set_num_threads(1)
-    _encode = encode
 
-
-def _work(job: FillJob) -> str | None:
-    assert _encode is not None
-    try:
-        for _ in job.write(_encode):
+    def work(job: FillJob, _: ProgressCallback) -> None:
+        for _num_frames in job.write(encode):
             pass
-    except MediaError as error:
-        return str(error)
-    return None
+
+    return work
 
 
 class FeatureCache:
@@ -640,7 +618,7 @@ class FeatureCache:
             DiskFullError: If the disk is full; files that were finished are kept.
             ValueError: If a number is out of range, two sources share a name, or the rows are not
                 what the layout says.
-            RuntimeError: If a worker process was killed.
+            RuntimeError: If worker processes cannot start.
         """
         check_range("jobs", jobs, 1)
         share = self._share(sources, rank, world_size)
