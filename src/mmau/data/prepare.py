@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import time
@@ -29,7 +28,7 @@ from mmau.data.prepared import (
     open_trial,
     read_about,
 )
-from mmau.data.store import DiskFullError
+from mmau.data.store import DiskFullError, installed_versions, source_stamp
 from mmau.media.audio import iterate_audio, read_audio
 from mmau.media.errors import MediaError, check_file
 from mmau.media.faces import FaceFinder, FaceOptions
@@ -374,26 +373,16 @@ def source_fingerprint(
     name: str | None = None,
 ) -> str:
     """Describe everything that a prepared file depends on."""
-    status = check_file(path).stat()
     return json.dumps(
         {
             "format": TRIAL_FORMAT,
-            "source_bytes": status.st_size,
-            "source_modified_ns": status.st_mtime_ns,
+            **source_stamp(path),
             "crop_size": crop_size,
             **(faces or FaceOptions()).record(name or Path(path).stem),
-            "av": _version("av"),
-            "mediapipe": _version("mediapipe"),
+            **installed_versions("av", "mediapipe"),
         },
         sort_keys=True,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 class PreparationReport(dict[str, Path]):

@@ -43,6 +43,8 @@ class Column(NamedTuple):
     """Which attribute of a found face it takes, or `None` if it says nothing of a face."""
     left_out: float | None
     """What a face has if the column is left out, or `None` if it must be there."""
+    stored: bool
+    """Whether files keep it; what they do not keep is `None` in their trials."""
 
     def shape(self, num_frames: int, crop_size: int) -> tuple[int, ...]:
         """Shape of the whole array."""
@@ -60,8 +62,9 @@ def _column(
     no_face: float,
     face: str | None = None,
     left_out: float | None = None,
+    stored: bool = True,
 ) -> dict[str, Column]:
-    return {"column": Column(row, dtype, no_face, face, left_out)}
+    return {"column": Column(row, dtype, no_face, face, left_out, stored)}
 
 
 _LEFT_OUT: Any = None
@@ -101,15 +104,20 @@ class PreparedChunk:
         default=_LEFT_OUT, metadata=_column((), "int32", no_face=-1, face="face_id", left_out=0)
     )
     """`(t,)`, number of the person, -1 where `valid` is False; 0 for all faces if left out."""
+    frame_landmarks: NDArray[np.float32] | None = field(
+        default=None,
+        metadata=_column((68, 2), "float32", no_face=np.nan, face="frame_landmarks", stored=False),
+    )
+    """`(t, 68, 2)`, in pixels of the upright frame; not kept in files, which leave it `None`."""
     first_frame: int = 0
     """Number of the first row's frame, counted from 0."""
-    frame_landmarks: NDArray[np.float32] | None = None
-    """`(t, 68, 2)`, in pixels of the upright frame; not kept in files, which leave it `None`."""
 
     def __post_init__(self) -> None:
         t, size = self.crops.shape[:2] if self.crops.ndim == 4 else (-1, -1)
         for name, column in COLUMNS.items():
             array = getattr(self, name)
+            if array is None and not column.stored:
+                continue
             if array is None:
                 array = column.without_face(t, size)
                 array[self.valid] = column.left_out
@@ -135,10 +143,12 @@ class PreparedChunk:
         Returns:
             The rows.
         """
-        rows = {n: c.without_face(len(timestamps), crop_size) for n, c in COLUMNS.items()}
+        rows: dict[str, Any] = {
+            name: column.without_face(len(timestamps), crop_size)
+            for name, column in COLUMNS.items()
+        }
         rows["timestamps"][:] = timestamps
-        geometry = np.full((len(timestamps), 68, 2), np.nan, np.float32)
-        return PreparedChunk(**rows, first_frame=first_frame, frame_landmarks=geometry)
+        return PreparedChunk(**rows, first_frame=first_frame)
 
     def set_face(self, row: int, face: FaceTrack) -> None:
         """Write the face of one frame into the arrays.
@@ -147,12 +157,11 @@ class PreparedChunk:
             row: Row of the frame, counted from 0.
             face: What was found.
         """
-        for name, column in COLUMNS.items():
-            if column.face is not None:
-                getattr(self, name)[row] = getattr(face, column.face)
+        for name, array in self.arrays().items():
+            attribute = COLUMNS[name].face
+            if attribute is not None:
+                array[row] = getattr(face, attribute)
         self.valid[row] = np.isfinite(self.landmarks[row]).all()
-        if self.frame_landmarks is not None:
-            self.frame_landmarks[row] = face.frame_landmarks
 
     def rows(self, start: int, stop: int) -> PreparedChunk:
         """Return some frames; of a memory-mapped trial no others are read.
@@ -164,10 +173,13 @@ class PreparedChunk:
         Returns:
             The rows.
         """
-        rows = {name: getattr(self, name)[start:stop] for name in COLUMNS}
-        geometry = None if self.frame_landmarks is None else self.frame_landmarks[start:stop]
-        first = self.first_frame + start
-        return PreparedChunk(**rows, first_frame=first, frame_landmarks=geometry)
+        rows: dict[str, Any] = {name: array[start:stop] for name, array in self.arrays().items()}
+        return PreparedChunk(**rows, first_frame=self.first_frame + start)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Name to array, of the columns that are there."""
+        found = {name: getattr(self, name) for name in COLUMNS}
+        return {name: array for name, array in found.items() if array is not None}
 
     @property
     def num_frames(self) -> int:
@@ -241,7 +253,7 @@ _KIND = "prepared file"
 
 def trial_columns(crop_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """The columns of a file: crops, which are written as they come, then wide types first."""
-    columns = {name: (c.shape(0, crop_size)[1:], c.dtype) for name, c in COLUMNS.items()}
+    columns = {n: (c.shape(0, crop_size)[1:], c.dtype) for n, c in COLUMNS.items() if c.stored}
     first = {"crops": columns.pop("crops")}
     columns["waveform"] = (), "float32"
     widest_first = sorted(columns.items(), key=lambda item: -np.dtype(item[1][1]).itemsize)
@@ -271,8 +283,9 @@ class TrialWriter:
             raise ValueError(
                 f"the next chunk must start at frame {self.num_frames}; got {chunk.first_frame}."
             )
-        for name in COLUMNS:
-            self._file.add(name, getattr(chunk, name))
+        for name, array in chunk.arrays().items():
+            if COLUMNS[name].stored:
+                self._file.add(name, array)
 
     def add_absence(self, timestamps: Sequence[float]) -> None:
         """Append frames in which there is no face."""
