@@ -8,6 +8,8 @@ import pytest
 
 from mmau.data.prepare import prepare_video, source_fingerprint
 from mmau.data.prepared import (
+    COLUMNS,
+    PreparedChunk,
     PreparedTrial,
     load_trial,
     open_trial,
@@ -85,8 +87,9 @@ def small_trial(**changes):
 
 
 def assert_same(one, other):
-    arrays = ("crops", "landmarks", "valid", "confidence", "timestamps", "waveform", "boxes")
-    for name in (*arrays, "face_ids"):
+    stored = [name for name, column in COLUMNS.items() if column.stored]
+    assert {"crops", "landmarks", "valid", "timestamps", "boxes", "face_ids"} < set(stored)
+    for name in (*stored, "waveform"):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) == (b is None)
         if a is not None:
@@ -206,6 +209,25 @@ def test_the_arrays_of_a_trial_must_fit_together():
         small_trial(boxes=np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"`waveform` must be float32 \(n,\); got float64"):
         small_trial(waveform=np.zeros(3))
+
+
+def test_columns_that_are_left_out_are_those_of_an_unknown_face():
+    trial = small_trial()
+    assert np.isnan(trial.boxes).all()
+    assert trial.face_ids.tolist() == [0, -1, 0]
+    assert trial.frame_landmarks is None
+    assert trial.rows(1, 3).frame_landmarks is None
+
+
+def test_frames_without_a_face_cannot_pass_for_one():
+    chunk = PreparedChunk.without_face([0.5, 0.6], 8, first_frame=3)
+    assert (chunk.num_frames, chunk.crop_size, chunk.face_id) == (2, 8, -1)
+    assert chunk.timestamps.tolist() == [0.5, 0.6]
+    assert not chunk.crops.any()
+    assert not chunk.valid.any()
+    assert np.isnan(chunk.landmarks).all()
+    part = chunk.rows(1, 2)
+    assert (part.first_frame, part.timestamps.tolist()) == (4, [0.6])
 
 
 # ---------------------------------------------------------------------- one file
