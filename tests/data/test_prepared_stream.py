@@ -354,7 +354,7 @@ def test_aligned_crops_are_joined_by_number(tmp_path, clip):
     np.testing.assert_allclose(trial.landmarks[0], found.landmarks[0] / 2, atol=2)
     assert np.isnan(trial.boxes).all()
     (folder / "00009.jpg").write_bytes(b"")
-    with pytest.raises(MediaError, match=r"not a picture that can be decoded: .*00009\.jpg"):
+    with pytest.raises(MediaError, match=r"not an image that can be decoded: .*00009\.jpg"):
         prepare_video(clip, faces=faces)
     with pytest.raises(MediaError, match="no folder with the aligned crops of 'other'"):
         prepare_video(clip, name="other", faces=faces)
