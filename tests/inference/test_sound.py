@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmau.inference import SoundStream, cut_sound
-from mmau.media.audio import AudioSegment
+from mmau.inference.stream import SoundStream
+from mmau.media.audio import AudioSegment, cut_sound
 
 NOISE = np.random.default_rng(0).normal(0, 0.1, 16000 * 60).astype(np.float32)
 

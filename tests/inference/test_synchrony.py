@@ -6,7 +6,7 @@ import torch
 
 from mmau.action_units import AU_NAMES
 from mmau.data.prepare import iterate_prepared, prepare_video
-from mmau.inference import SoundStream
+from mmau.inference.stream import SoundStream
 from mmau.media import iterate_audio
 from mmau.synthetic import render_face
 

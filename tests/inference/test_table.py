@@ -6,8 +6,8 @@ import resource
 import numpy as np
 import pytest
 
-from mmau.inference import AUTable, TableError, read_table
-from mmau.inference.table import join_people
+from mmau.inference import AUTable, read_table
+from mmau.inference.table import TableError, join_people
 from mmau.registry import MissingDependencyError
 
 

@@ -6,14 +6,8 @@ from mmau.inference.annotate import annotate_video
 from mmau.inference.live import LiveRow, LiveSession
 from mmau.inference.predictor import AUPredictor
 from mmau.inference.session import StageTimes, VideoLogits, detector_logits
-from mmau.inference.stream import (
-    LogitStream,
-    SoundStream,
-    cut_sound,
-    encode_crops,
-    encode_trial,
-)
-from mmau.inference.table import AUTable, TableError, read_table
+from mmau.inference.stream import LogitStream, encode_trial
+from mmau.inference.table import AUTable, read_table
 
 __all__ = [
     "AUPredictor",
@@ -21,14 +15,10 @@ __all__ = [
     "LiveRow",
     "LiveSession",
     "LogitStream",
-    "SoundStream",
     "StageTimes",
-    "TableError",
     "VideoLogits",
     "annotate_video",
-    "cut_sound",
     "detector_logits",
-    "encode_crops",
     "encode_trial",
     "read_table",
 ]

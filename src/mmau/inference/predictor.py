@@ -28,9 +28,9 @@ from mmau.inference.session import (
     probability_of,
     score_faces,
 )
-from mmau.inference.stream import SoundStream, cut_sound
+from mmau.inference.stream import SoundStream
 from mmau.inference.table import AUTable, join_people
-from mmau.media.audio import AudioSegment, iterate_audio
+from mmau.media.audio import AudioSegment, cut_sound, iterate_audio
 from mmau.media.errors import check_file
 from mmau.media.faces import FaceFinder, FaceOptions
 from mmau.media.video import VideoFrame, VideoReader

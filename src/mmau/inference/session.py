@@ -16,7 +16,8 @@ from torch import Tensor
 from mmau.data.prepared import PreparedChunk, PreparedTrial
 from mmau.evaluation.calibration import Calibration
 from mmau.functional import asymmetric_posterior
-from mmau.inference.stream import LiveSound, LogitStream, SoundStream, cut_sound, encode_crops
+from mmau.inference.stream import LiveSound, LogitStream, SoundStream, encode_trial
+from mmau.media.audio import cut_sound
 from mmau.media.video import VideoFrame
 from mmau.models import AUDetector
 from mmau.progress import ProgressCallback
@@ -109,13 +110,7 @@ class Session:
     def push(self, chunk: PreparedChunk) -> Tensor:
         """Take the next frames; gives the logits `(u, c)`, float32 on the CPU, that are ready."""
         with self._stages.during("encode"):
-            visual = encode_crops(
-                self._detector,
-                chunk.crops,
-                chunk.landmarks,
-                chunk.valid,
-                frames_at_once=self._frames_at_once,
-            )
+            visual = self._encode(chunk)
         audio: tuple[Tensor, ...] = ()
         if self._sound is not None:
             with self._stages.during("sound"):
@@ -127,6 +122,12 @@ class Session:
         """Say that there are no more frames; gives the logits that were not ready."""
         with self._stages.during("temporal"):
             return self._stream.finish().float().cpu()
+
+    @torch.no_grad()
+    def _encode(self, chunk: PreparedChunk) -> Tensor:
+        tokens = encode_trial(self._detector, chunk, frames_per_chunk=self._frames_at_once)
+        valid = torch.from_numpy(np.array(chunk.valid)).to(tokens.device)
+        return self._detector.merge_regions(tokens[None], valid[None])[0]
 
 
 def detector_logits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -11,42 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmau._checks import check_mask, check_range, check_shapes
-from mmau.data.prepared import PreparedTrial
+from mmau.data.prepared import PreparedChunk
 from mmau.encoders import AudioFeatures
 from mmau.media.audio import AudioSegment
 from mmau.models import AUDetector
 from mmau.progress import ProgressCallback
 
-
-@torch.no_grad()
-def encode_crops(
-    detector: AUDetector,
-    crops: NDArray[np.uint8],
-    landmarks: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    *,
-    frames_at_once: int = 64,
-) -> Tensor:
-    """Turn the frames that show a face into one vector each; the others get the learned one.
-
-    Args:
-        detector: The detector, in eval mode.
-        crops: `(t, s, s, 3)`, RGB, aligned faces.
-        landmarks: `(t, 68, 2)`, in crop pixels.
-        valid: `(t,)`, whether there is a face.
-        frames_at_once: Frames that the visual encoder encodes at once; bounds the memory.
-
-    Returns:
-        `(t, d_model)`, on the detector's device.
-    """
-    tokens = _region_tokens(detector, crops, landmarks, np.asarray(valid), frames_at_once, None)
-    return detector.merge_regions(tokens[None], _on(detector, valid)[None])[0]
+SAMPLE_RATE = 16000
+_WAVLM_HOP = 320  # samples between two features of WavLM; the hop of log-mel is the same
 
 
 @torch.no_grad()
 def encode_trial(
     detector: AUDetector,
-    trial: PreparedTrial,
+    trial: PreparedChunk,
     *,
     frames_per_chunk: int = 256,
     progress: ProgressCallback | None = None,
@@ -55,117 +33,30 @@ def encode_trial(
 
     Args:
         detector: The detector.
-        trial: Crops, landmarks and masks of a video.
+        trial: Crops, landmarks and masks of a video, or of a part of it.
         frames_per_chunk: Frames that the visual encoder encodes at once; bounds the memory.
-        progress: Called as `progress(done, total)` in frames.
+        progress: Called as `progress(done, total)` in frames with a face.
 
     Returns:
         `(t, m, d)`, on the detector's device; zeros where there is no face.
     """
-    return _region_tokens(
-        detector, trial.crops, trial.landmarks, trial.valid, frames_per_chunk, progress
+
+    def on_device(array: NDArray[np.generic]) -> Tensor:
+        # A copy of what lies in a memory-mapped file.
+        return torch.from_numpy(np.array(array)).to(detector.no_face.device)
+
+    tokens = detector.no_face.new_zeros(
+        (trial.num_frames, detector.num_regions, detector.d_region), dtype=torch.float32
     )
-
-
-def _on(detector: AUDetector, array: NDArray[np.generic]) -> Tensor:
-    # A copy of what lies in a memory-mapped file.
-    return torch.from_numpy(np.array(array)).to(detector.no_face.device)
-
-
-@torch.no_grad()
-def _region_tokens(
-    detector: AUDetector,
-    crops: NDArray[np.uint8],
-    landmarks: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    frames_at_once: int,
-    progress: ProgressCallback | None,
-) -> Tensor:
-    device = detector.no_face.device
-    tokens = torch.zeros(len(valid), detector.num_regions, detector.d_region, device=device)
-    with_face = np.flatnonzero(valid)
-    for start in range(0, len(with_face), frames_at_once):
-        rows = with_face[start : start + frames_at_once]
-        images = _on(detector, crops[rows]).movedim(-1, 1).float() / 255
-        encoded = detector.encode_frames(images, _on(detector, landmarks[rows]))
-        tokens[torch.from_numpy(rows).to(device)] = encoded.to(tokens.dtype)
+    with_face = np.flatnonzero(trial.valid)
+    for start in range(0, len(with_face), frames_per_chunk):
+        rows = with_face[start : start + frames_per_chunk]
+        images = on_device(trial.crops[rows]).movedim(-1, 1).float() / 255
+        encoded = detector.encode_frames(images, on_device(trial.landmarks[rows]))
+        tokens[on_device(rows)] = encoded.to(tokens.dtype)
         if progress is not None:
             progress(start + len(rows), len(with_face))
     return tokens
-
-
-SAMPLE_RATE = 16000
-_SEGMENT, _MARGIN = 20.0, 2.0  # seconds
-GRID = 320  # samples between two features of WavLM; our log-mel hop is the same
-
-
-def cut_sound(
-    chunks: Iterable[NDArray[np.floating]],
-    start_time: float = 0.0,
-    *,
-    segment_seconds: float = _SEGMENT,
-    margin_seconds: float = _MARGIN,
-    sample_rate: int = SAMPLE_RATE,
-) -> Iterator[AudioSegment]:
-    """Cut sound that is in memory, or that arrives in chunks, into overlapping segments.
-
-    Each segment owns its middle, the first one also its beginning and the last one its end. Starts
-    lie on the 20 ms grid of the features, so that a feature does not depend on how the sound was
-    cut, beyond what its encoder sees around it.
-
-    Args:
-        chunks: `(n,)` each, float in [-1, 1]; joined, they are the sound.
-        start_time: Time of the first sample in seconds.
-        segment_seconds: Length of a segment.
-        margin_seconds: Part at either end that a neighbour owns.
-        sample_rate: Samples per second.
-
-    Yields:
-        Segments in order.
-
-    Raises:
-        ValueError: If a segment has no middle.
-
-    Examples:
-        >>> one = np.zeros(16000, dtype=np.float32)
-        >>> [segment.owned for segment in cut_sound([one] * 50)]
-        [(0.0, 18.0), (18.0, 34.0), (34.0, 50.0)]
-    """
-    size = round(segment_seconds * sample_rate) // GRID * GRID
-    margin = round(margin_seconds * sample_rate) // GRID * GRID
-    check_range("margin_seconds", margin_seconds, 0)
-    if size <= 2 * margin:
-        raise ValueError(
-            "`segment_seconds` must be more than twice `margin_seconds`; got "
-            f"{segment_seconds} and {margin_seconds}."
-        )
-    waiting = np.zeros(0, dtype=np.float32)
-    first = owned_from = 0  # samples since the start
-    for chunk in chunks:
-        waiting = np.concatenate([waiting, np.asarray(chunk, dtype=np.float32)])
-        while len(waiting) > size:
-            owned_to = first + size - margin
-            yield _segment(waiting[:size], first, (owned_from, owned_to), start_time, sample_rate)
-            waiting = waiting[size - 2 * margin :]
-            first, owned_from = first + size - 2 * margin, owned_to
-    if len(waiting):
-        end = first + len(waiting)
-        yield _segment(waiting, first, (owned_from, end), start_time, sample_rate)
-
-
-def _segment(
-    waveform: NDArray[np.float32],
-    first: int,
-    owned: tuple[int, int],
-    start_time: float,
-    sample_rate: int,
-) -> AudioSegment:
-    return AudioSegment(
-        waveform=waveform.copy(),
-        sample_rate=sample_rate,
-        start_time=start_time + first / sample_rate,
-        owned=(start_time + owned[0] / sample_rate, start_time + owned[1] / sample_rate),
-    )
 
 
 def receptive_field(detector: AUDetector) -> float:
@@ -293,7 +184,7 @@ class LiveSound(_AudioBuffer):
         self._start = start
         framing = getattr(detector.audio_encoder, "framing", None)
         # What is dropped is a whole number of hops, so that windows stay where they were.
-        self._hop = GRID if framing is None else int(framing.hop)
+        self._hop = _WAVLM_HOP if framing is None else int(framing.hop)
         self._context = max(1, round(context * SAMPLE_RATE / self._hop)) * self._hop
         self._waveform = np.zeros(0, dtype=np.float32)
         self._first = 0  # number of the first sample that is kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,34 @@ def iterate_audio(
             features = encode(segment.waveform)  # then keep those inside segment.owned
         ```
     """
+    return _segments(_mono_chunks(path, sample_rate), sample_rate, segment_seconds, margin_seconds)
+
+
+def cut_sound(
+    chunks: Iterable[NDArray[np.floating]],
+    start_time: float = 0.0,
+    *,
+    sample_rate: int = 16000,
+    segment_seconds: float = 20.0,
+    margin_seconds: float = 2.0,
+) -> Iterator[AudioSegment]:
+    """Cut sound that is in memory, or arrives in chunks `(n,)`, as `iterate_audio` cuts a file's.
+
+    Examples:
+        >>> one = np.zeros(16000, dtype=np.float32)
+        >>> [segment.owned for segment in cut_sound([one] * 50)]
+        [(0.0, 16.0), (16.0, 32.0), (32.0, 48.0), (48.0, 50.0)]
+    """
+    timed = ((start_time, np.asarray(chunk, dtype=np.float32)) for chunk in chunks)
+    return _segments(timed, sample_rate, segment_seconds, margin_seconds)
+
+
+def _segments(
+    chunks: Iterator[tuple[float, NDArray[np.float32]]],
+    sample_rate: int,
+    segment_seconds: float,
+    margin_seconds: float,
+) -> Iterator[AudioSegment]:
     check_range("sample_rate", sample_rate, 1)
     check_range("margin_seconds", margin_seconds, 0)
     margin = round(margin_seconds * sample_rate)
@@ -127,10 +155,10 @@ def iterate_audio(
             "`segment_seconds` must be more than twice `margin_seconds`; "
             f"got {segment_seconds} and {margin_seconds}."
         )
-    return _segments(_mono_chunks(path, sample_rate), sample_rate, step, margin)
+    return _cut(chunks, sample_rate, step, margin)
 
 
-def _segments(
+def _cut(
     chunks: Iterator[tuple[float, NDArray[np.float32]]], sample_rate: int, step: int, margin: int
 ) -> Iterator[AudioSegment]:
     track_start = 0.0
