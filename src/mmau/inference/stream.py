@@ -76,7 +76,41 @@ class _AudioBuffer:
         self._times = np.zeros(0)  # (s,) seconds, on the clock of the frames
         self._features: tuple[Tensor, Tensor] | None = None  # (s, a), and (s) where they hold
 
-    def _append(
+    @torch.no_grad()
+    def align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Bring the sound to frames: `(t, d_audio)`, and `(t)` bool, True where there is sound."""
+        if len(frame_times):
+            self._encode_until(frame_times.max() + self._reach)
+        if self._features is None or not len(frame_times):
+            width = self.detector.d_audio or 0
+            no_audio = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
+            return visual.new_zeros(len(visual), width), no_audio
+        features, feature_mask = self._features
+        audio, mask = self.detector.align_audio(
+            visual[None],
+            features[None],
+            torch.from_numpy(self._times)[None].to(visual.device),
+            torch.from_numpy(np.ascontiguousarray(frame_times))[None].to(visual.device),
+            feature_mask[None],
+        )
+        first = int(np.searchsorted(self._times, frame_times.min() - self._reach))
+        self._times = self._times[first:]
+        self._features = features[first:], feature_mask[first:]
+        return audio[0], mask[0]
+
+    def _encode_until(self, time: float) -> None:
+        """Have the features up to a time, as far as there is sound."""
+        raise NotImplementedError
+
+    def _encode(
+        self, waveform: NDArray[np.float32], start_time: float
+    ) -> tuple[AudioFeatures, NDArray[np.floating]]:
+        """Features of a waveform, and their times on the clock of the frames."""
+        waveforms = torch.from_numpy(waveform).to(self.detector.no_face.device)[None]
+        encoded = self.detector.encode_audio(waveforms)
+        return encoded, start_time + encoded.times[0].cpu().numpy()
+
+    def _keep(
         self, encoded: AudioFeatures, times: NDArray[np.floating], chosen: NDArray[np.bool_]
     ) -> None:
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(encoded.features.device)
@@ -87,50 +121,9 @@ class _AudioBuffer:
         self._features = features, mask
         self._times = np.concatenate([self._times, times[chosen]])
 
-    def _forget(self, before: float) -> None:
-        first = int(np.searchsorted(self._times, before))
-        if self._features is not None:
-            self._times = self._times[first:]
-            self._features = self._features[0][first:], self._features[1][first:]
-
-    @torch.no_grad()
-    def _align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Bring the features to frames."""
-        if self._features is None or not len(frame_times):
-            width = self.detector.d_audio or 0
-            no_audio = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
-            return visual.new_zeros(len(visual), width), no_audio
-        device = visual.device
-        audio, mask = self.detector.align_audio(
-            visual[None],
-            self._features[0][None],
-            torch.from_numpy(self._times)[None].to(device),
-            torch.from_numpy(np.ascontiguousarray(frame_times))[None].to(device),
-            self._features[1][None],
-        )
-        return audio[0], mask[0]
-
 
 class SoundStream(_AudioBuffer):
-    """Audio features near the frames that are asked about; older ones are forgotten.
-
-    Args:
-        detector: A detector with an audio encoder, in eval mode.
-        segments: The sound in order, such as from `cut_sound` or `mmau.media.audio.iterate_audio`.
-            A segment is taken only when a frame needs it.
-
-    Examples:
-        >>> from mmau.models import Component, DetectorConfig, build_detector
-        >>> config = DetectorConfig(
-        ...     visual=Component("tiny"), audio=Component("log_mel", {"num_mels": 24}),
-        ...     d_region=32, num_heads=4, d_model=32, d_audio=16, crop_size=64,
-        ... )
-        >>> detector = build_detector(config).eval()
-        >>> sound = SoundStream(detector, cut_sound([np.zeros(8000, dtype=np.float32)]))
-        >>> audio, mask = sound.align(torch.zeros(3, 32), np.array([0.1, 0.4, 0.9]))
-        >>> tuple(audio.shape), mask.tolist()
-        ((3, 16), [True, True, False])
-    """
+    """Features of segments in order, such as of a file; each is taken when a frame needs it."""
 
     def __init__(self, detector: AUDetector, segments: Iterable[AudioSegment]) -> None:
         super().__init__(detector)
@@ -143,41 +136,20 @@ class SoundStream(_AudioBuffer):
         """Whether there was no sound at all."""
         return self._next is None and self._features is None
 
-    @torch.no_grad()
-    def align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Bring the sound to the next frames.
-
-        Args:
-            visual: `(t, d_model)`, from `AUDetector.merge_regions`.
-            frame_times: `(t,)`, seconds, on the clock of the segments.
-
-        Returns:
-            `(t, d_audio)`, and `(t)` bool, True where there is sound.
-        """
-        if len(frame_times):
-            while self._next is not None and self._known_until < frame_times.max() + self._reach:
-                self._encode(self._next)
-        aligned = self._align(visual, frame_times)
-        if len(frame_times):
-            self._forget(float(frame_times.min()) - self._reach)
-        return aligned
-
-    def _encode(self, segment: AudioSegment) -> None:
-        following = next(self._segments, None)
-        device = self.detector.no_face.device
-        encoded = self.detector.encode_audio(torch.from_numpy(segment.waveform).to(device)[None])
-        times = segment.start_time + encoded.times[0].cpu().numpy()
-        # A feature may be stamped a little outside of the sound: the ends own that too.
-        start = -np.inf if self._features is None else segment.owned[0]
-        end = np.inf if following is None else segment.owned[1]
-        # A feature on the border, give or take rounding, must have one owner.
-        self._append(encoded, times, (times >= start - 1e-6) & (times < end - 1e-6))
-        self._known_until = end
-        self._next = following
+    def _encode_until(self, time: float) -> None:
+        while self._next is not None and self._known_until < time:
+            segment, self._next = self._next, next(self._segments, None)
+            # A feature may be stamped a little outside of the sound: the ends own that too.
+            start = -np.inf if self._features is None else segment.owned[0]
+            end = np.inf if self._next is None else segment.owned[1]
+            # A feature on the border, give or take rounding, must have one owner.
+            encoded, times = self._encode(segment.waveform, segment.start_time)
+            self._keep(encoded, times, (times >= start - 1e-6) & (times < end - 1e-6))
+            self._known_until = end
 
 
 class LiveSound(_AudioBuffer):
-    """The features of a sound that arrives with the frames, from its last seconds."""
+    """Features of a sound that arrives with the frames, from its last seconds."""
 
     def __init__(self, detector: AUDetector, start: float, context: float) -> None:
         super().__init__(detector)
@@ -197,26 +169,17 @@ class LiveSound(_AudioBuffer):
         self._waveform = np.concatenate([self._waveform, np.asarray(samples, dtype=np.float32)])
         self._is_new |= len(samples) > 0
 
-    @torch.no_grad()
-    def align(self, visual: Tensor, frame_times: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Bring the sound so far to the next frames, as `SoundStream.align`."""
-        if self._is_new:
-            self._encode()
-            self._is_new = False
-        return self._align(visual, frame_times)
-
-    def _encode(self) -> None:
-        device = self.detector.no_face.device
-        encoded = self.detector.encode_audio(torch.from_numpy(self._waveform).to(device)[None])
-        times = self._start + self._first / SAMPLE_RATE + encoded.times[0].cpu().numpy()
+    def _encode_until(self, time: float) -> None:
+        if not self._is_new:
+            return
+        encoded, times = self._encode(self._waveform, self._start + self._first / SAMPLE_RATE)
         complete = encoded.mask[0].cpu().numpy()
         newest = self._times[-1] if len(self._times) else -np.inf
-        self._append(encoded, times, complete & (times > newest + 1e-6))
-        if len(self._times):
-            self._forget(self._times[-1] - 2 * self._reach)
+        self._keep(encoded, times, complete & (times > newest + 1e-6))
         excess = max(0, len(self._waveform) - self._context) // self._hop * self._hop
         self._waveform = self._waveform[excess:]
         self._first += excess
+        self._is_new = False
 
 
 class LogitStream:
@@ -288,7 +251,7 @@ class LogitStream:
             ValueError: If a shape does not fit, or sound is given to a detector without.
         """
         if self.detector.d_audio is None and audio is not None:
-            raise ValueError("this detector was built without an audio encoder; leave audio out.")
+            raise ValueError("this detector was built without an audio encoder; leave sound out.")
         check_shapes(
             sizes={"d": self.detector.d_model, "a": self.detector.d_audio or 0},
             visual=(visual, "t d"),
