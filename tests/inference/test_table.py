@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmau.inference import AUTable, read_table
-from mmau.inference.table import TableError, join_people
+from mmau.inference.table import TableError, join_faces
 from mmau.registry import MissingDependencyError
 
 
@@ -44,7 +44,7 @@ def test_csv_round_trip(tmp_path):
 
 
 def test_people_are_a_column(tmp_path):
-    both = join_people(
+    both = join_faces(
         [table_of(3, notes=("cut", "late")), table_of(2, first=2, notes=("cut",))], [0, 4]
     )
     assert both.columns[:3] == ("frame", "face_id", "timestamp")

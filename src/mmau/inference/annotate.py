@@ -55,17 +55,16 @@ class FrameCanvas:
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         canvas = np.empty((self.height, self.width, 3), dtype=np.uint8)
         canvas[:] = _PAPER
-        picture = image.copy()
+        drawing = image.copy()
         for row in rows:
             if self._table.valid[row]:
-                self._draw_face(picture, row)
-        canvas[:height, :width] = picture
+                self._draw_face(drawing, row)
+        canvas[:height, :width] = drawing
         for place, row in enumerate(rows[: self._num_panels]):
             self._draw_panel(canvas, row, width + place * self._panel)
         return canvas
 
-    # ------------------------------------------------------------------ inside
-    def _draw_face(self, picture: NDArray[np.uint8], row: int) -> None:
+    def _draw_face(self, drawing: NDArray[np.uint8], row: int) -> None:
         cv2, table = self._cv2, self._table
         if table.landmarks is None:
             return
@@ -74,14 +73,14 @@ class FrameCanvas:
         for colour, members in zip(self._colours, IBUG68.regions.values(), strict=True):
             inside = everything[list(members)]
             low, high = _pixels(inside.min(0) - 1), _pixels(inside.max(0) + 1)
-            cv2.rectangle(picture, low, high, colour, 1, cv2.LINE_AA)
+            cv2.rectangle(drawing, low, high, colour, 1, cv2.LINE_AA)
         radius = max(1, round(np.ptp(points[:, 1]) / 110))
         for point in points:
-            cv2.circle(picture, _pixels(point), radius, _INK, -1, cv2.LINE_AA)
+            cv2.circle(drawing, _pixels(point), radius, _INK, -1, cv2.LINE_AA)
         if table.face_id is not None and table.boxes is not None:
             left, top = (table.boxes[row, :2] * self._scale).tolist()
             self._text(
-                picture, f"{int(table.face_id[row])}", (left, max(12.0, top - 6)), 0.6, _ACTIVE
+                drawing, f"{int(table.face_id[row])}", (left, max(12.0, top - 6)), 0.6, _ACTIVE
             )
 
     def _draw_panel(self, canvas: NDArray[np.uint8], row: int, left: int) -> None:
@@ -111,7 +110,7 @@ class FrameCanvas:
 
     def _text(
         self,
-        picture: NDArray[np.uint8],
+        drawing: NDArray[np.uint8],
         text: str,
         place: tuple[float, float],
         size: float,
@@ -119,7 +118,7 @@ class FrameCanvas:
     ) -> None:
         cv2 = self._cv2
         cv2.putText(
-            picture, text, _pixels(place), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA
+            drawing, text, _pixels(place), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA
         )
 
 
@@ -193,7 +192,7 @@ def annotate_video(
         source = stack.enter_context(open_container(video))
         writer = stack.enter_context(av.open(str(unfinished), "w"))
         canvas = FrameCanvas(table, reader.info.height, reader.info.width)
-        picture = _picture_stream(writer, canvas, reader.info.average_rate, crf)
+        encoder = _image_stream(writer, canvas, reader.info.average_rate, crf)
         sound = _Sound(av, source, writer)
         last = -1
         announced = reader.info.num_frames_announced or 0
@@ -204,7 +203,7 @@ def annotate_video(
             # Two frames of one time would be refused by the encoder.
             last = max(last + 1, round(frame.time / _CLOCK))
             drawn.pts, drawn.time_base = last, _CLOCK
-            writer.mux(picture.encode(drawn))
+            writer.mux(encoder.encode(drawn))
             sound.write_until(frame.time)
             if progress is not None:
                 progress(frame.index + 1, max(announced, frame.index + 1))
@@ -214,7 +213,7 @@ def annotate_video(
                 f"the table has {len(table)} rows and the video {reader.num_frames} frames; it was "
                 f"made from another file: {video}"
             )
-        writer.mux(picture.encode())
+        writer.mux(encoder.encode())
         sound.write_until(np.inf)
     return target
 
@@ -227,7 +226,7 @@ def _rows_by_frame(table: AUTable) -> dict[int, list[int]]:
     return rows
 
 
-def _picture_stream(writer: Any, canvas: FrameCanvas, rate: float | None, crf: int) -> Any:
+def _image_stream(writer: Any, canvas: FrameCanvas, rate: float | None, crf: int) -> Any:
     # The rate is a hint for players and the encoder's budget; times are those of the frames.
     stream = writer.add_stream("libx264", rate=Fraction(rate or 25.0).limit_denominator(1000))
     stream.width, stream.height = canvas.width, canvas.height
@@ -238,7 +237,7 @@ def _picture_stream(writer: Any, canvas: FrameCanvas, rate: float | None, crf: i
 
 
 class _Sound:
-    """The sound track of the source, handed on beside the pictures."""
+    """The sound track of the source, copied beside the images."""
 
     def __init__(self, av: Any, source: Any, writer: Any) -> None:
         self._av, self._writer = av, writer
@@ -265,28 +264,28 @@ class _Sound:
             yield packet
 
     def write_until(self, time: float) -> None:
-        """Hand on what is heard up to a time in seconds."""
+        """Copy or encode the sound up to a time in seconds."""
         for packet in self._packets:
             if self._encoder is None:
                 if packet.dts is None:  # the end of the stream
                     continue
-                heard = float(packet.dts * packet.time_base)
+                written = float(packet.dts * packet.time_base)
                 packet.stream = self._target
                 self._writer.mux(packet)
             else:
-                heard = self._encode(packet)
-            if heard > time:
+                written = self._encode(packet)
+            if written > time:
                 return
         if time == np.inf and self._encoder is not None:
             self._writer.mux(self._encoder.encode())
 
     def _encode(self, packet: Any) -> float:
-        heard = -np.inf
+        written = -np.inf
         try:
             frames = packet.decode()
         except self._av.error.InvalidDataError:
-            return heard
+            return written
         for frame in frames:
-            heard = frame.time if frame.time is not None else heard
+            written = frame.time if frame.time is not None else written
             self._writer.mux(self._encoder.encode(frame))
-        return heard
+        return written

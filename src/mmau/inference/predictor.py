@@ -29,7 +29,7 @@ from mmau.inference.session import (
     score_faces,
 )
 from mmau.inference.stream import SoundStream
-from mmau.inference.table import AUTable, join_people
+from mmau.inference.table import AUTable, join_faces
 from mmau.media.audio import AudioSegment, cut_sound, iterate_audio
 from mmau.media.errors import check_file
 from mmau.media.faces import FaceFinder, FaceOptions
@@ -343,7 +343,7 @@ class AUPredictor:
         tables = [self._table_of(one) for one in scored]
         if faces is None or not faces.all_faces:
             return tables[0]
-        return join_people(tables, [one.face_id for one in scored])
+        return join_faces(tables, [one.face_id for one in scored])
 
     def _table_of(self, scored: VideoLogits) -> AUTable:
         # Containers may repeat a time; the order of the frames is what counts then.

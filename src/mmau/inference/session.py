@@ -142,7 +142,7 @@ def detector_logits(
     Args:
         detector: The detector, in eval mode.
         trial: Crops, landmarks, masks, timestamps and sound of a video.
-        frames_per_chunk: Frames that the visual encoder and the temporal model see at once; bounds
+        frames_per_chunk: Frames that the visual encoder and the temporal model take at once; bounds
             the memory.
         progress: Called as `progress(done, total)` in frames.
 

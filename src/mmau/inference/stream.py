@@ -191,12 +191,12 @@ class LogitStream:
 
     A model that is not causal reads overlapping windows instead and each frame is taken from the
     one window that owns it, at least `margin_frames` from both ends of it. A video of up to
-    `window_frames` frames is read in one pass; in a longer one a frame does not see further than
+    `window_frames` frames is read in one pass; in a longer one a frame depends on no more than
     its window.
 
     Args:
         detector: The detector, in eval mode.
-        window_frames: Frames that a model which is not causal sees at once.
+        window_frames: Frames that a model which is not causal reads at once.
         margin_frames: Frames at either end of a window that another window owns.
 
     Raises:

@@ -19,7 +19,7 @@ _FIXED = ("frame", "timestamp", "valid", "confidence")
 
 
 class TableError(ValueError):
-    """A CSV file is not a table of predictions; the message is one sentence with its path."""
+    """A CSV file is not a table of predictions."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,13 @@ class AUTable:
         return path
 
 
-def join_people(tables: Sequence[AUTable], face_ids: Sequence[int]) -> AUTable:
+def join_faces(tables: Sequence[AUTable], face_ids: Sequence[int]) -> AUTable:
     """Put the tables of several people under one another."""
     notes: list[str] = []
     for person, table in zip(face_ids, tables, strict=True):
         for note in table.notes:
-            everyone = all(note in other.notes for other in tables)
-            text = note if everyone else f"person {person}: {note}"
+            in_all = all(note in other.notes for other in tables)
+            text = note if in_all else f"person {person}: {note}"
             if text not in notes:
                 notes.append(text)
     joined: dict[str, Any] = {

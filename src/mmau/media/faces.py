@@ -1,4 +1,4 @@
-"""Faces in a stream of frames: what finds them, what finds their landmarks, who is followed."""
+"""Faces in a stream of frames: detectors, landmark extractors, trackers and their options."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FaceRegion(NamedTuple):
 
 
 class FaceLandmarks(NamedTuple):
-    """What a `LandmarkExtractor` sees in a region."""
+    """What a `LandmarkExtractor` finds in a region."""
 
     points: NDArray[np.float32]
     """`(68, 2)`, iBUG-68, in image pixels."""
@@ -87,7 +87,7 @@ class FrameAware(Protocol):
 
 @runtime_checkable
 class CropSource(Protocol):
-    """Aligned crops that somebody else has cut, instead of a detector."""
+    """Crops that another program has aligned, instead of a detector."""
 
     def start_video(self, name: str) -> None:
         """Get ready for the trial of this name."""
@@ -223,7 +223,7 @@ class FaceTracker(_Tracker):
         select: Which of several new faces to follow: `"largest"`, `"left"` or `"right"` (as
             seen). A face that overlaps with the one followed before goes first.
         min_confidence: Smallest probability at which the landmark model's face is believed.
-        check_every: Frames between two looks of the detector at a followed face.
+        check_every: Frames between two runs of the detector on a followed face.
         memory: Frames for which the place of a lost face is remembered.
 
     Raises:
@@ -338,21 +338,21 @@ class _Track:
 
 
 class PeopleTracker(_Tracker):
-    """Follow all faces through a video; a person is a number.
+    """Follow all faces through a video; each has a number.
 
-    People are numbered from 0 in the order in which they come, from left to right in one frame.
-    Somebody who is lost and found again at the same place within `memory` frames keeps the number;
-    later, or elsewhere, it is a new one: faces are told apart by their place, not recognised.
+    Faces are numbered from 0 in the order in which they come, from left to right in one frame.
+    A face that is lost and found again at the same place within `memory` frames keeps its number;
+    later, or elsewhere, it gets a new one: faces are told apart by their place, not recognised.
 
-    The detector runs every `check_every` frames, to see who came and that every face is still a
-    face, and while somebody is missing.
+    The detector runs every `check_every` frames, to find new faces and to check the followed ones,
+    and while one is missing.
 
     Args:
         detector: Finds faces.
         extractor: Finds the landmarks inside a region.
         min_confidence: Smallest probability at which the landmark model's face is believed.
-        check_every: Frames between two looks of the detector while every face is in view; who comes
-            in between is seen up to so many frames late.
+        check_every: Frames between two runs of the detector while every face is in view; a face
+            that comes in between is found up to so many frames late.
         memory: Frames for which the place of a lost face is remembered.
 
     Raises:
@@ -413,25 +413,25 @@ class PeopleTracker(_Tracker):
         ]
 
     def _follow(self, image: NDArray[np.uint8]) -> dict[int, FaceLandmarks]:
-        """Who was in view in the last frame and still is."""
+        """The faces that were in view in the last frame and still are."""
         seen: dict[int, FaceLandmarks] = {}
         for number, track in self._tracks.items():
             found = self._look(image, track.region) if track.since_seen == 0 else None
-            # Somebody who walks behind another leaves two tracks on one face: the older keeps it.
+            # A face that moves behind another leaves two tracks on one face: the older keeps it.
             if found is not None and not self._taken(_box_of(found.points), seen):
                 self._place(number, found)
                 seen[number] = found
         return seen
 
     def _search(self, image: NDArray[np.uint8], seen: dict[int, FaceLandmarks]) -> None:
-        """Ask the detector who is there; `seen` loses walls and wins newcomers."""
+        """Ask the detector: `seen` loses what is not a face and gets the new ones."""
         boxes, scores = self.detector.detect(image)
-        strangers = any(not self._taken(box, seen) for box in boxes)
+        others_found = any(not self._taken(box, seen) for box in boxes)
         for number in list(seen):
             overlap = box_overlap(self._tracks[number].box, boxes)
             if len(boxes) and overlap.max() >= _SAME_FACE:
                 self._tracks[number].score = float(scores[overlap.argmax()])
-            elif strangers:
+            elif others_found:
                 del seen[number]  # a face elsewhere and none here; else it is only hard to detect
         for index in np.argsort(boxes[:, 0], kind="stable"):
             if self._taken(boxes[index], seen):
@@ -448,7 +448,7 @@ class PeopleTracker(_Tracker):
         return bool((box_overlap(box, others) > _SAME_FACE).any())
 
     def _number_of(self, box: NDArray[np.float32], seen: dict[int, FaceLandmarks]) -> int:
-        """Who was last seen at this place, or a new number."""
+        """The number of the face that was last seen at this place, or a new one."""
         missing = [number for number in self._tracks if number not in seen]
         if missing:
             overlap = box_overlap(box, np.array([self._tracks[n].box for n in missing]))
