@@ -251,7 +251,7 @@ class LogitStream:
             ValueError: If a shape does not fit, or sound is given to a detector without.
         """
         if self.detector.d_audio is None and audio is not None:
-            raise ValueError("this detector was built without an audio encoder; leave sound out.")
+            raise ValueError("this detector was built without an audio encoder; leave audio out.")
         check_shapes(
             sizes={"d": self.detector.d_model, "a": self.detector.d_audio or 0},
             visual=(visual, "t d"),
