@@ -230,7 +230,7 @@ def change_record(folder, change):
         ),
         (lambda r: r.pop("detector"), "is damaged: 'detector'"),
         (lambda r: r["detector"].update(d_modl=3), "is damaged: unknown key 'd_modl'"),
-        (lambda r: r["detector"].update(d_model=32), "the checkpoint is of other widths"),
+        (lambda r: r["detector"].update(d_model=32), "the checkpoint is of another size"),
     ],
 )
 def test_a_record_that_does_not_fit(saved, change, message):

@@ -24,6 +24,7 @@ from mmau.evaluation.smoothing import (
     check_windows,
     smooth,
 )
+from mmau.functional import asymmetric_posterior
 
 PosteriorOption: TypeAlias = "bool | float | tuple[float, ...]"
 """A value of `Calibration.posterior_options`."""
@@ -152,6 +153,23 @@ class Calibration:
     def is_causal(self) -> bool:
         """Whether a frame depends on earlier frames only, so that a live stream can be smoothed."""
         return not self.smooths or self.smoothing_kind == "exponential"
+
+    def probability_of(self, logits: Tensor) -> Tensor:
+        """Turn logits into the kind of probability that the thresholds are for.
+
+        Args:
+            logits: `(..., c)`.
+
+        Returns:
+            `(..., c)`, in [0, 1]: the sigmoid, or the posterior under the training loss.
+        """
+        if self.probability == "raw":
+            return torch.sigmoid(logits)
+        options: dict[str, Any] = {
+            name: torch.tensor(value) if isinstance(value, tuple) else value
+            for name, value in self.posterior_options.items()
+        }
+        return asymmetric_posterior(logits, **options)
 
     def smooth(self, prob: Tensor, timestamps: Tensor, valid: Tensor | None = None) -> Tensor:
         """Smooth the probabilities of one whole video; nothing crosses a gap in time.

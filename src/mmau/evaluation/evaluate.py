@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +28,6 @@ from mmau.evaluation.report import (
 )
 from mmau.evaluation.thresholds import CrossValidation, FitOptions, fit_thresholds
 from mmau.evaluation.trials import Posterior, ScoredTrial, Subset, TrialSet
-from mmau.functional import asymmetric_posterior
 
 
 def evaluate_trials(
@@ -177,27 +175,27 @@ def fit_calibration(
         (0.36...,)
     """
     together = TrialSet(trials, au_names)
-    described = _options_of(posterior, posterior_options, len(together.au_names))
-    probs = together.probabilities(posterior)
-    windows: tuple[float, ...] = ()
-    if options.smoothing and together.num_groups > 1:
-        validation = _cross_validation(together, probs, options)
-        choice = validation.fit(validation.folds)
-        windows, thresholds = tuple(choice.windows.tolist()), choice.thresholds
-    else:
-        thresholds = fit_thresholds(probs, together.labels, together.groups, options)
     words = f"chosen on {len(together.trials)} trials of {together.num_groups} videos"
-    return Calibration(
+    untuned = Calibration(
         together.au_names,
-        tuple(thresholds.tolist()),
-        windows,
-        words if note is None else note,
+        (options.default,) * len(together.au_names),
+        note=words if note is None else note,
         smoothing_kind=options.smoothing_kind,
         smoothing_unit=options.smoothing_unit,
         max_gap=options.max_gap,
         probability="raw" if posterior is None else "posterior",
-        posterior_options=described,
+        posterior_options=_plain_options(posterior, posterior_options),
     )
+    if posterior is not None:
+        _check_posterior(untuned, posterior)
+    probs = together.probabilities(posterior)
+    if options.smoothing and together.num_groups > 1:
+        validation = _cross_validation(together, probs, options)
+        windows, thresholds = validation.fit(validation.folds)
+        untuned = replace(untuned, smoothing=tuple(windows.tolist()))
+    else:
+        thresholds = fit_thresholds(probs, together.labels, together.groups, options)
+    return replace(untuned, thresholds=tuple(thresholds.tolist()))
 
 
 # -------------------------------------------------------------------------------------- internals
@@ -237,12 +235,10 @@ def _interval(counts: Mapping[str, AUCounts], bootstrap: BootstrapOptions) -> In
     return Interval(only, float("nan"), float("nan"), bootstrap.confidence, num_videos=1)
 
 
-def _options_of(
-    posterior: Posterior | None,
-    given: Mapping[str, float | Sequence[float] | Tensor] | None,
-    num_columns: int,
+def _plain_options(
+    posterior: Posterior | None, given: Mapping[str, float | Sequence[float] | Tensor] | None
 ) -> dict[str, PosteriorOption]:
-    """Return what the record says about the posterior, as plain numbers, after trying it."""
+    """Return what the record says about the posterior, as plain numbers."""
     if posterior is None:
         if given:
             raise ValueError("`posterior_options` describe a posterior; `posterior` is missing.")
@@ -262,14 +258,15 @@ def _options_of(
         else:
             numbers = torch.as_tensor(value, dtype=torch.float64).tolist()
             options[name] = tuple(numbers) if isinstance(numbers, list) else numbers
-    # The record is checked against the function once, here, and trusted when it is loaded.
-    logits = torch.linspace(-8, 8, 65).repeat(num_columns, 1).T.contiguous()
-    tensors = {k: torch.tensor(v) if isinstance(v, tuple) else v for k, v in options.items()}
-    described = asymmetric_posterior(logits, **cast("Any", tensors))
-    error = float((described - posterior(logits)).abs().max())
+    return options
+
+
+def _check_posterior(calibration: Calibration, posterior: Posterior) -> None:
+    """Check the options of the record against the function once; they are trusted when loaded."""
+    logits = torch.linspace(-8, 8, 65).repeat(len(calibration.au_names), 1).T.contiguous()
+    error = float((calibration.probability_of(logits) - posterior(logits)).abs().max())
     if not error < 1e-4:
         raise ValueError(
-            f"`posterior_options` {options} describe another posterior than `posterior`: they "
-            f"differ by up to {error:.3g}."
+            f"`posterior_options` {dict(calibration.posterior_options)} describe another posterior "
+            f"than `posterior`: they differ by up to {error:.3g}."
         )
-    return options

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmau._checks import check_range
 from mmau.data.prepared import PreparedChunk
 from mmau.evaluation.calibration import Calibration
-from mmau.inference.session import Session, StageTimes, check_frame, probability_of
+from mmau.inference.session import Session, StageTimes, check_frame
 from mmau.inference.stream import LiveSound
 from mmau.media.faces import FaceFinder, FaceOptions
 from mmau.media.video import VideoFrame
@@ -146,7 +146,7 @@ class LiveSession:
             with self._stages.during("sound"):
                 self._sound.add(samples)
         logits = self._session.push(chunk)[0]
-        prob = self._smoother.step(probability_of(logits, self._calibration), self._time)
+        prob = self._smoother.step(self._calibration.probability_of(logits), self._time)
         valid = bool(chunk.valid[0])
         return LiveRow(
             frame=self._num_frames,

@@ -25,7 +25,6 @@ from mmau.inference.session import (
     checked_frames,
     detector_logits,
     increasing,
-    probability_of,
     score_faces,
 )
 from mmau.inference.stream import SoundStream
@@ -281,7 +280,7 @@ class AUPredictor:
         Returns:
             `(..., c)`, in [0, 1]: the sigmoid, or the posterior under the training loss.
         """
-        return probability_of(logits, self.calibration)
+        return self.calibration.probability_of(logits)
 
     def _finder(self, faces: FaceOptions | None, name: str) -> FaceFinder:
         finder = FaceFinder((faces or FaceOptions()).check(), self.crop_size)

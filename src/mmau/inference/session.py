@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmau.data.prepared import PreparedChunk, PreparedTrial
-from mmau.evaluation.calibration import Calibration
-from mmau.functional import asymmetric_posterior
 from mmau.inference.stream import LiveSound, LogitStream, SoundStream, encode_trial
 from mmau.media.audio import cut_sound
 from mmau.media.video import VideoFrame
@@ -264,17 +262,6 @@ def score_faces(
         no_face.push(PreparedChunk.without_face(times, 1, first))  # crops are not looked at
         first += len(times)
     return [no_face.finish(0, until_last_seen=False)]
-
-
-def probability_of(logits: Tensor, calibration: Calibration) -> Tensor:
-    """Turn logits into the kind of probability that the thresholds of a calibration are for."""
-    if calibration.probability == "raw":
-        return torch.sigmoid(logits)
-    options: dict[str, Any] = {
-        name: value if isinstance(value, float) else torch.tensor(value)
-        for name, value in calibration.posterior_options.items()
-    }
-    return asymmetric_posterior(logits, **options)
 
 
 def increasing(times: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -141,8 +141,23 @@ def read_record(folder: str | Path) -> CheckpointRecord:
         FileNotFoundError: If there is no such folder, or no `config.json` in it.
         ValueError: If the folder is something else.
     """
-    folder = _checkpoint_folder(folder)
+    folder = Path(folder)
+    if folder.is_file():
+        what = "a pickle, which can run code when it is read" if _is_pickle(folder) else "a file"
+        raise ValueError(
+            f"{folder} is {what}; expected a checkpoint folder with {_WEIGHTS} and {_CONFIG}."
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}.")
     path = folder / _CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no {_CONFIG}.")
+    pickles = [file.name for file in sorted(folder.iterdir()) if _is_pickle(file)]
+    if pickles and not (folder / _WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, a pickle, which can run code when it is read; "
+            f"only {_WEIGHTS} is accepted."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -177,9 +192,8 @@ def load_pretrained(folder: str | Path, *, device: str | torch.device = "cpu") -
         ValueError: If weights are missing, superfluous, of another shape, or the file is damaged.
         WeightsNotFoundError: If frozen base weights must be fetched and cannot.
     """
-    folder = _checkpoint_folder(folder)
     record = read_record(folder)
-    path = folder / _WEIGHTS
+    path = Path(folder) / _WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {_WEIGHTS}.")
     try:
@@ -219,31 +233,10 @@ def _fill(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: s
         if tensor.shape != given[name].shape:
             raise ValueError(
                 f"{name!r} has shape {tuple(given[name].shape)} in {source}, but "
-                f"{tuple(tensor.shape)} in the detector: the checkpoint is of other widths."
+                f"{tuple(tensor.shape)} in the detector: the checkpoint is of another size."
             )
     for name, tensor in expected.items():
         tensor.copy_(given[name])
-
-
-def _checkpoint_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.is_file():
-        what = "a pickle, which can run code when it is read" if _is_pickle(folder) else "a file"
-        raise ValueError(
-            f"{folder} is {what}; expected a checkpoint folder with {_WEIGHTS} and {_CONFIG}."
-        )
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}.")
-    if not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no {_CONFIG}.")
-    if not (folder / _WEIGHTS).is_file():
-        for path in sorted(folder.iterdir()):
-            if _is_pickle(path):
-                raise ValueError(
-                    f"{folder} holds {path.name}, a pickle, which can run code when it is read; "
-                    f"only {_WEIGHTS} is accepted."
-                )
-    return folder
 
 
 def _is_pickle(path: Path) -> bool:
@@ -289,64 +282,68 @@ def model_card(folder: str | Path, *, metrics: Mapping[str, float] | None = None
         FileNotFoundError: If there is no such folder.
         ValueError: If it is not a checkpoint.
     """
-    folder = Path(folder)
     record = read_record(folder)
-    config = record.config
+    config, au_names = record.config, record.au_names
+    architecture = {
+        "visual encoder": config.visual.name,
+        "audio encoder": "none" if config.audio is None else config.audio.name,
+        "alignment": config.alignment,
+        "temporal model": config.temporal.name,
+    }
+    measured = {name: f"{value:.4g}" for name, value in (metrics or {}).items()}
     sources = ", ".join(str(source["name"]) for source in record.base_weights.values())
-    lines = [
-        "---",
-        "library_name: mmau",
-        f"license: {record.licence if record.licence != 'unstated' else 'unknown'}",
-        "pipeline_tag: video-classification",
-        "tags: [facial-action-units, facs, audio-visual]",
-        "---",
-        "",
-        f"# Action Unit detector ({len(record.au_names)} Action Units)",
-        "",
-        f"Predicts {', '.join(record.au_names)} for every frame of a video.",
-        "",
-        "```python",
-        "from mmau.inference import AUPredictor",
-        "",
-        "table = AUPredictor.from_pretrained(folder).predict_file(video)",
-        "```",
-        "",
-        *_section("Trained on", record.provenance),
-        *_section(
-            "Architecture",
-            {
-                "visual encoder": config.visual.name,
-                "audio encoder": "none" if config.audio is None else config.audio.name,
-                "alignment": config.alignment,
-                "temporal model": config.temporal.name,
-            },
-        ),
-        *_section("Input", record.preprocessing),
-        *_section(
-            "Measured",
-            {name: f"{value:.4g}" for name, value in (metrics or {}).items()},
-            "Nothing was measured, or it was not written down.",
-        ),
-        "## Decisions",
-        "",
-        _decisions(folder),
-        "",
-        "## Licence and limits",
-        "",
-        f"Licence of the weights: {record.licence}. It follows from the data and from the base "
-        f"weights{': ' if sources else ''}{sources}.",
-        "",
-        "Action Units are movements of muscles, not emotions. Faces unlike those of the training "
-        "data may be recognised worse; by how much has not been measured.",
-        "",
-        f"Written by {', '.join(f'{k} {v}' for k, v in record.versions.items())}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return f"""---
+library_name: mmau
+license: {"unknown" if record.licence == "unstated" else record.licence}
+pipeline_tag: video-classification
+tags: [facial-action-units, facs, audio-visual]
+---
+
+# Action Unit detector ({len(au_names)} Action Units)
+
+Predicts {", ".join(au_names)} for every frame of a video.
+
+```python
+from mmau.inference import AUPredictor
+
+table = AUPredictor.from_pretrained(folder).predict_file(video)
+```
+
+## Trained on
+
+{_listed(record.provenance)}
+
+## Architecture
+
+{_listed(architecture)}
+
+## Input
+
+{_listed(record.preprocessing)}
+
+## Measured
+
+{_listed(measured, "Nothing was measured, or it was not written down.")}
+
+## Decisions
+
+{_decisions(Path(folder))}
+
+## Licence and limits
+
+Licence of the weights: {record.licence}. It follows from the data and from the base weights\
+{": " if sources else ""}{sources}.
+
+Action Units are movements of muscles, not emotions. Faces unlike those of the training data may be
+recognised worse; by how much has not been measured.
+
+Written by {", ".join(f"{name} {version}" for name, version in record.versions.items())}.
+"""
 
 
-def _section(title: str, facts: Mapping[str, Any], otherwise: str = "Not stated.") -> list[str]:
+def _listed(facts: Mapping[str, Any], otherwise: str = "Not stated.") -> str:
     rows = [f"- {key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items()]
-    return [f"## {title}", "", *(rows or [otherwise]), ""]
+    return "\n".join(rows) or otherwise
 
 
 def _plain(value: Any) -> str:
@@ -359,9 +356,11 @@ def _decisions(folder: Path) -> str:
     path = folder / "calibration.json"
     if not path.is_file():
         return "No calibration is in the folder: an Action Unit counts as active from 0.5."
-    values = json.loads(path.read_text(encoding="utf-8"))
-    note = values.get("note") or "how they were chosen is not stated"
-    return f"`calibration.json` holds a threshold for each Action Unit; {note}."
+    note = json.loads(path.read_text(encoding="utf-8")).get("note")
+    return (
+        "`calibration.json` holds a threshold for each Action Unit; "
+        f"{note or 'how they were chosen is not stated'}."
+    )
 
 
 def push_to_hub(
