@@ -115,7 +115,7 @@ def test_a_sample_rate_is_positive(tmp_path):
         read_audio(tmp_path / "a.wav", sample_rate=0)
 
 
-# ---------------------------------------------------------------------- piece by piece
+# ---------------------------------------------------------------------- in segments
 @pytest.mark.parametrize("rate", [16000, 44100])
 @pytest.mark.parametrize(
     ("segment", "margin"), [(20.0, 2.0), (1.0, 0.25), (0.5, 0.0), (0.3, 0.1), (3.3, 0.7)]
@@ -124,45 +124,45 @@ def test_owned_parts_are_the_track_sample_for_sample(tmp_path, rate, segment, ma
     sound = 0.3 * np.random.default_rng(0).standard_normal(round(3.37 * rate)).clip(-3, 3)
     path = write_wav(tmp_path / "a.wav", sound, rate)
     track = read_audio(path)
-    pieces = list(iterate_audio(path, segment_seconds=segment, margin_seconds=margin))
-    owned = np.concatenate([piece.waveform[piece.owned_samples] for piece in pieces])
+    segments = list(iterate_audio(path, segment_seconds=segment, margin_seconds=margin))
+    owned = np.concatenate([part.waveform[part.owned_samples] for part in segments])
     np.testing.assert_array_equal(owned, track.waveform)
-    ends = [piece.owned[1] for piece in pieces]
-    assert [piece.owned[0] for piece in pieces] == [track.start_time, *ends[:-1]]
-    for piece in pieces:
-        assert len(piece.waveform) <= round(segment * 16000)
-        first = round((piece.start_time - track.start_time) * 16000)
+    ends = [part.owned[1] for part in segments]
+    assert [part.owned[0] for part in segments] == [track.start_time, *ends[:-1]]
+    for part in segments:
+        assert len(part.waveform) <= round(segment * 16000)
+        first = round((part.start_time - track.start_time) * 16000)
         np.testing.assert_array_equal(
-            piece.waveform, track.waveform[first : first + len(piece.waveform)]
+            part.waveform, track.waveform[first : first + len(part.waveform)]
         )
         # The margins are there wherever the track has sound.
-        before, after = piece.owned_samples.start, len(piece.waveform) - piece.owned_samples.stop
-        last = first + len(piece.waveform)
+        before, after = part.owned_samples.start, len(part.waveform) - part.owned_samples.stop
+        last = first + len(part.waveform)
         assert before == min(round(margin * 16000), first + before)
         assert after == min(round(margin * 16000), len(track.waveform) - last + after)
 
 
-def test_pieces_of_a_late_track_are_on_the_clock(tmp_path, write_video, numbered_frames):
+def test_segments_of_a_late_track_are_on_the_clock(tmp_path, write_video, numbered_frames):
     sound = np.zeros(44100)
     sound[22050] = 1.0
     path = write_video(
         tmp_path / "late.mkv", numbered_frames(45), np.arange(45) / 30, sound=sound, sound_start=0.4
     )
-    pieces = list(iterate_audio(path, segment_seconds=0.3, margin_seconds=0.05))
-    assert pieces[0].start_time == pieces[0].owned[0] == read_audio(path).start_time
-    loudest = max(pieces, key=lambda piece: np.abs(piece.waveform[piece.owned_samples]).max())
+    segments = list(iterate_audio(path, segment_seconds=0.3, margin_seconds=0.05))
+    assert segments[0].start_time == segments[0].owned[0] == read_audio(path).start_time
+    loudest = max(segments, key=lambda part: np.abs(part.waveform[part.owned_samples]).max())
     click = loudest.start_time + np.abs(loudest.waveform).argmax() / 16000
     assert click == pytest.approx(0.9, abs=0.002)
     assert loudest.owned[0] <= click < loudest.owned[1]
 
 
-def test_pieces_do_not_pile_up(tmp_path):
-    """Two minutes are 7.7 MB as float32; a piece of two seconds is 0.13 MB."""
+def test_segments_do_not_pile_up(tmp_path):
+    """Two minutes are 7.7 MB as float32; a segment of two seconds is 0.13 MB."""
     path = write_wav(tmp_path / "long.wav", np.zeros(16000 * 120), 16000)
     tracemalloc.start()
     try:
-        pieces = iterate_audio(path, segment_seconds=2.0, margin_seconds=0.5)
-        total = sum(len(piece.waveform[piece.owned_samples]) for piece in pieces)
+        segments = iterate_audio(path, segment_seconds=2.0, margin_seconds=0.5)
+        total = sum(len(part.waveform[part.owned_samples]) for part in segments)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -170,7 +170,7 @@ def test_pieces_do_not_pile_up(tmp_path):
     assert peak < 1.5e6
 
 
-def test_a_piece_must_be_longer_than_its_margins(tmp_path):
+def test_a_segment_must_be_longer_than_its_margins(tmp_path):
     with pytest.raises(ValueError, match=r"more than twice `margin_seconds`; got 4\.0 and 2\.0"):
         iterate_audio(tmp_path / "a.wav", segment_seconds=4.0, margin_seconds=2.0)
     with pytest.raises(ValueError, match="`margin_seconds` must be in"):
@@ -181,5 +181,5 @@ def test_a_piece_must_be_longer_than_its_margins(tmp_path):
         next(iterate_audio(tmp_path / "a.wav"))
 
 
-def test_no_sound_has_no_pieces(tmp_path, write_video, numbered_frames):
+def test_no_sound_has_no_segments(tmp_path, write_video, numbered_frames):
     assert not list(iterate_audio(write_video(tmp_path / "mute.mp4", numbered_frames(1), [0])))

@@ -200,7 +200,7 @@ def test_boxes_come_best_first_and_images_go_in_as_bgr(uniface):
     assert empty.boxes.shape == (0, 4)
 
 
-def test_absent_weights_are_one_sentence_with_the_command_and_nothing_is_downloaded(uniface):
+def test_absent_weights_are_named_with_the_command_and_nothing_is_downloaded(uniface):
     with pytest.raises(
         MissingDependencyError,
         match=r"^face detector 'retinaface' needs its weights, which are not at .*r34\.onnx; "
@@ -218,7 +218,7 @@ def test_wrong_options_are_refused(uniface):
 
 
 @pytest.mark.parametrize("absent", ["uniface", "onnxruntime"])
-def test_an_absent_library_is_one_sentence(uniface, monkeypatch, absent):
+def test_an_absent_library_is_named(uniface, monkeypatch, absent):
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(
         MissingDependencyError,

@@ -65,17 +65,17 @@ def test_points_without_extent_are_refused():
         estimate_similarity(np.ones((4, 2)), np.eye(4, 2))
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- images
 def spots(centres, size=240, radius=4.0):
-    """A dark picture with a bright, smooth spot at each centre (corner origin)."""
+    """A dark image with a bright, smooth spot at each centre (corner origin)."""
     y, x = np.mgrid[:size, :size] + 0.5
-    picture = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * radius**2)) for cx, cy in centres)
-    return np.repeat((255 * np.clip(picture, 0, 1))[..., None], 3, axis=2).round().astype(np.uint8)
+    image = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * radius**2)) for cx, cy in centres)
+    return np.repeat((255 * np.clip(image, 0, 1))[..., None], 3, axis=2).round().astype(np.uint8)
 
 
-def spot_centre(picture):
-    weight = picture[..., 0].astype(float)
-    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]] + 0.5
+def spot_centre(image):
+    weight = image[..., 0].astype(float)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
 
 

@@ -255,7 +255,7 @@ def test_no_face_has_score_zero_and_nan_points(tasks_extractor):
     assert tasks_extractor._model.closed
 
 
-def test_an_absent_file_is_one_sentence(tmp_path):
+def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(
         MediaError,
         match=r"^landmark extractor 'mediapipe_tasks' needs a face_landmarker\.task file: "

@@ -192,7 +192,7 @@ def test_damaged_bytes_are_counted_and_the_rest_is_read(tmp_path, write_video):
         ("missing.mp4", None, "no such file"),
     ],
 )
-def test_what_is_no_video_is_said_in_one_sentence(tmp_path, name, content, message):
+def test_what_is_not_a_video_is_refused(tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -206,7 +206,7 @@ def test_a_folder_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_sound_without_picture_is_refused(tmp_path):
+def test_sound_without_frames_is_refused(tmp_path):
     path = tmp_path / "sound.wav"
     with wave.open(str(path), "wb") as out:
         out.setparams((1, 2, 8000, 0, "NONE", ""))

@@ -271,5 +271,5 @@ def test_bad_input_is_refused(faces):
     with pytest.raises(ValueError, match="`photograph` must be one of"):
         render_face(np.zeros((1, 12)), photograph="lena")
     skewed = np.random.default_rng(0).uniform(0, 100, (468, 2))
-    with pytest.raises(RuntimeError, match="too skewed to pair"):
+    with pytest.raises(RuntimeError, match="too skewed to make"):
         build_template([skewed], mouth_closed=[True])

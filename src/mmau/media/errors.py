@@ -1,4 +1,4 @@
-"""What goes wrong with files that users give, in one sentence that names the file."""
+"""What goes wrong with files that users give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """A media file cannot be used; the message is one sentence with its path."""
+    """A media file cannot be used; the message is one line with its path."""
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:

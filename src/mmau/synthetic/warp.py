@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmau._checks import check_range, check_shapes
-from mmau._optional import require
 from mmau.action_units import AU_NAMES
+from mmau.landmarks import MEDIAPIPE468
 from mmau.synthetic.photographs import PHOTOGRAPHS, load_mesh, load_photograph
 from mmau.synthetic.timeline import check_image_size
 
@@ -104,22 +104,13 @@ class FaceTemplate:
         return np.asarray(np.interp(x, contour[:, 0] / 2, contour[:, 1] / 2))
 
 
-def _find_mirror(vertices: np.ndarray) -> np.ndarray:
-    """Pair vertices with those near their mirror images, each exactly once."""
-    optimize = require("scipy.optimize", purpose="rendering clips", extra="recipes")
-    distance = ((vertices[:, None] - (vertices * (-1, 1))[None]) ** 2).sum(-1)
-    mirror: np.ndarray = optimize.linear_sum_assignment(distance)[1]
-    vertex = np.arange(len(mirror))
-    if (mirror[mirror] != vertex).any() or distance[vertex, mirror].max() > _MAX_SKEW**2:
-        raise RuntimeError("the found meshes are too skewed to pair their left and right vertices.")
-    return mirror
-
-
 def build_template(meshes: Sequence[np.ndarray], *, mouth_closed: Sequence[bool]) -> FaceTemplate:
     """Average meshes into a neutral symmetric face; the closed mouths give it its mouth."""
     aligned = [Placement.of(mesh).to_template(mesh.astype(np.float64)) for mesh in meshes]
     mean = np.mean(aligned, axis=0)
-    mirror = _find_mirror(mean)
+    mirror = np.array(MEDIAPIPE468.mirror)
+    if ((mean - (mean * (-1, 1))[mirror]) ** 2).sum(1).max() > _MAX_SKEW**2:
+        raise RuntimeError("the found meshes are too skewed to make a symmetric template of them.")
 
     def symmetric(points: np.ndarray) -> np.ndarray:
         mirrored: np.ndarray = (points + (points * (-1, 1))[mirror]) / 2
