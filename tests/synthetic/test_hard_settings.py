@@ -85,7 +85,7 @@ def test_weights_decide_how_often_an_episode_occurs():
 
 def test_a_folder_from_before_an_option_existed_is_still_known(tmp_path):
     """It was rendered with the option's default, under the names of that time."""
-    config = SyntheticConfig(num_frames=2, size=64)
+    config = SyntheticConfig(num_frames=2, size=64, context=(1.0, 2.0))
     count = {"num_train": 1, "num_validation": 0}
     render_dataset(tmp_path / "data", **count, config=config)
     truth = tmp_path / "data" / "truth.json"
@@ -98,12 +98,13 @@ def test_a_folder_from_before_an_option_existed_is_still_known(tmp_path):
     truth.write_text(json.dumps(document))
     render_dataset(tmp_path / "data", **count, config=config)
     np.testing.assert_array_equal(read_truth(tmp_path / "data")["train_0000"].labels, before.labels)
-    other = replace(config, size=96, context=(1.0, 2.0))
+    other = replace(config, size=96, context=(1.0, 3.0))
     with pytest.raises(ValueError, match=r"with other settings \(size, context\)"):
         render_dataset(tmp_path / "data", **count, config=other)
     for name in ("occluded", "mood", "episode_weights"):
         del settings["config"][name]
     truth.write_text(json.dumps(document))
+    config = replace(config, context=(0.0, 0.0))
     render_dataset(tmp_path / "data", **count, config=config)
     with pytest.raises(ValueError, match=r"with other settings \(occluded\)"):
         render_dataset(tmp_path / "data", **count, config=replace(config, occluded=0.1))
