@@ -1,5 +1,7 @@
 """Whisper's encoder: its own spectrogram, 30 seconds at a time, features with times."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,26 @@ def test_what_should_learn_learns(rank):
             assert parameter.grad.abs().max() > 1e-9, name
     assert count_parameters(encoder)[0] > (0 if rank else 20_000)
     assert encoder.backbone.training is (rank is None)
+
+
+def test_layers_are_never_dropped():
+    """Neither of a model that is handed in, nor in training."""
+    small = {"decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8}
+    config = transformers.WhisperConfig(**SMALL, **small, vocab_size=8, pad_token_id=0)
+    model = transformers.WhisperModel(config)
+    model.encoder.layerdrop = 0.9
+    adapters = AdapterOptions(freeze_backbone=False)
+    assert WhisperEncoder(model.encoder, adapters).train().backbone.layerdrop == 0
+    built = WhisperEncoder.from_config({**SMALL, "encoder_layerdrop": 0.9}).train()
+    assert built.backbone.layerdrop == 0
+
+
+def test_the_spectrogram_of_half_precision_is_computed_in_float32(frozen):
+    waveform = torch.randn(1, 16_000).bfloat16()
+    half = copy.deepcopy(frozen).bfloat16().log_mel(waveform)
+    assert half.dtype == torch.bfloat16
+    # Its buffers were rounded to 8 bits, and so is what comes out.
+    assert_close(half.float(), frozen.log_mel(waveform.float()), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.encoders.backbone import count_parameters
 from mmau.models import Component, DetectorConfig, build_detector
 from mmau.registry import UnknownComponentError
@@ -72,6 +73,29 @@ def test_unknown_names_and_options_are_named():
         build_detector(dataclasses.replace(tiny, visual=Component("tiny", {"hidden": 3})))
     with pytest.raises(ValueError, match="`crop_size` must be a multiple of the patch size 8"):
         build_detector(dataclasses.replace(tiny, crop_size=60))
+
+
+LORA = ("lora_rank", "lora_alpha", "lora_layers", "normalize", "attention", "revision")
+SPEECH = ("d_bottleneck", "lora_rank", "lora_alpha", "lora_place", "mix_layers", "attention",
+          "normalize_layers", "max_chunk", "chunk_margin", "revision")  # fmt: skip
+STORED = {
+    "dinov2": ("name", "pretrained", *LORA),
+    "vit": ("name", "pretrained", "freeze_backbone", *LORA),
+    "hf_vision": ("name", "model_class", "freeze_backbone", "mean", "std", *LORA),
+    "wavlm": ("name", "pretrained", *SPEECH),
+    "hf_speech": ("name", "model_class", "normalize_waveform", *SPEECH),
+    "whisper": ("name", "pretrained", "lora_rank", "lora_alpha", "chunk_margin", "attention",
+                "revision"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_options_of_stored_configs_stay_accepted(name):
+    """Checkpoints say by these words how their encoders were built."""
+    registry = VISUAL_ENCODERS if name in VISUAL_ENCODERS else AUDIO_ENCODERS
+    registry.check_options(name, STORED[name])
+    with pytest.raises(TypeError, match=rf"{name!r} takes no option 'hue'\. It takes: name, "):
+        registry.check_options(name, ["hue"])
 
 
 def test_the_paper_is_the_default():
