@@ -95,7 +95,7 @@ def test_taken_name_refuses(registry):
     with pytest.raises(ValueError, match="the gadget name 'a' is already taken by mmau"):
         registry.register_lazy("a", "math:e")
     with pytest.raises(ValueError, match="already taken"):
-        registry.add("a", 3)
+        registry.register("a")(int)
     assert registry.get("a") == pytest.approx(3.14159, abs=1e-5)
 
 

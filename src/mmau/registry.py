@@ -7,12 +7,12 @@ resolved when a system is built, never in a `forward`.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar, cast
 
 from mmau._checks import did_you_mean
@@ -20,7 +20,7 @@ from mmau._checks import did_you_mean
 __all__ = ["ComponentInfo", "MissingDependencyError", "Registry", "UnknownComponentError"]
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F")
 
 
 class UnknownComponentError(LookupError):
@@ -57,7 +57,7 @@ class ComponentInfo:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A registered object, or the path to one."""
+    """A registered object, or the path to one; without a path the object is there."""
 
     value: Any = None
     path: str | None = None
@@ -65,7 +65,7 @@ class _Entry:
     requires: tuple[str, ...] = ()
     summary: str = ""
     source: str = "mmau"
-    entry_point: importlib.metadata.EntryPoint | None = None
+    plugin: bool = False
 
 
 class Registry(Generic[T]):
@@ -98,7 +98,7 @@ class Registry(Generic[T]):
 
     # ------------------------------------------------------------------ ways in
     def register(self, name: str, *, summary: str | None = None) -> Callable[[F], F]:
-        """Return a decorator that registers a class, function or factory.
+        """Return a decorator that registers a class, a function or a record.
 
         Args:
             name: Name to register.
@@ -112,28 +112,12 @@ class Registry(Generic[T]):
         """
 
         def add(value: F) -> F:
-            self.add(name, cast("T", value), summary=summary)
+            first_line = (inspect.getdoc(value) or "").strip().partition("\n")[0]
+            source = str(getattr(value, "__module__", type(value).__module__))
+            self._take(name, _Entry(value, summary=summary or first_line, source=source))
             return value
 
         return add
-
-    def add(self, name: str, value: T, *, summary: str | None = None) -> None:
-        """Register an object that is already there.
-
-        Args:
-            name: Name to register.
-            value: The component.
-            summary: What it is; the first line of its docstring if left out.
-
-        Raises:
-            ValueError: If the name is taken.
-        """
-        lines = (inspect.getdoc(value) or "").strip().splitlines()
-        source = getattr(value, "__module__", type(value).__module__)
-        self._take(
-            name,
-            _Entry(value=value, summary=summary or (lines[0] if lines else ""), source=str(source)),
-        )
 
     def register_lazy(
         self,
@@ -169,49 +153,32 @@ class Registry(Generic[T]):
         self._own[name] = entry
 
     # ------------------------------------------------------------------ look-up
-    def _plugins(self) -> dict[str, _Entry]:
-        """Entry points of installed packages; a name of ours, or one offered twice, is refused."""
-        found: dict[str, _Entry] = {}
+    def _entries(self) -> dict[str, _Entry]:
+        """All entries, plug-ins too; one that takes a taken name is refused."""
+        entries = dict(self._own)
         for point in importlib.metadata.entry_points(group=self.group):
             source = point.dist.name if point.dist else point.module
-            if point.name in self._own:
-                taken = self._own[point.name].source
-            elif point.name in found and found[point.name].path != point.value:
-                taken = found[point.name].source
-            else:
-                found[point.name] = _Entry(
-                    path=point.value,
-                    summary=f"plug-in {point.value}",
-                    source=source,
-                    entry_point=point,
+            taken = entries.get(point.name)
+            # A package that is found twice on the path offers the same object again.
+            if taken is not None and not (taken.plugin and taken.path == point.value):
+                raise ValueError(
+                    f"the package {source!r} registers {point.name!r} as {self.kind}, but that "
+                    f"name is already taken by {taken.source}; uninstall it, or have it choose "
+                    "another name."
                 )
-                continue
-            raise ValueError(
-                f"the package {source!r} registers {point.name!r} as {self.kind}, but that name is "
-                f"already taken by {taken}; uninstall it, or have it choose another name."
+            entries[point.name] = _Entry(
+                path=point.value, summary=f"plug-in {point.value}", source=source, plugin=True
             )
-        return found
-
-    def _find(self, name: str) -> _Entry:
-        if name in self._own:
-            return self._own[name]
-        plugins = self._plugins()
-        if name in plugins:
-            return plugins[name]
-        names = sorted({*self._own, *plugins})
-        listed = ", ".join(names) if names else "none"
-        raise UnknownComponentError(
-            f"no {self.kind} named {name!r}{did_you_mean(name, names)} Available: {listed}."
-        )
+        return dict(sorted(entries.items()))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._own, *self._plugins()}))
+        return iter(self._entries())
 
     def __len__(self) -> int:
-        return len({*self._own, *self._plugins()})
+        return len(self._entries())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._plugins()
+        return name in self._own or name in self._entries()
 
     def get(self, name: str) -> T:
         """Return the component, importing it if need be.
@@ -226,33 +193,28 @@ class Registry(Generic[T]):
             UnknownComponentError: If there is none of this name; names the nearest and all others.
             MissingDependencyError: If it needs a library that is not installed; gives the command.
         """
-        entry = self._find(name)
+        entry = self._own.get(name) or self._entries().get(name)
+        if entry is None:
+            names = list(self)
+            raise UnknownComponentError(
+                f"no {self.kind} named {name!r}{did_you_mean(name, names)} "
+                f"Available: {', '.join(names) or 'none'}."
+            )
         if entry.path is None:
             return cast("T", entry.value)
         try:
-            if entry.entry_point is not None:
-                return cast("T", entry.entry_point.load())
-            module, attribute = entry.path.split(":")
-            return cast("T", getattr(importlib.import_module(module), attribute))
-        except MissingDependencyError:
-            raise
+            return cast("T", EntryPoint(name, entry.path, self.group).load())
         except ModuleNotFoundError as error:
             missing = (error.name or "").split(".")[0]
             # A module of ours, or of the plug-in itself, that fails to import is a bug to show,
             # not an extra to install.
-            if not missing or missing == entry.path.split(":")[0].split(".")[0]:
+            own = entry.path.split(":")[0].split(".")[0]
+            if missing in ("", own) or not (entry.plugin or missing in entry.requires):
                 raise
-            if entry.entry_point is not None:
-                raise MissingDependencyError(
-                    f"{self.kind} {name!r} of the package {entry.source!r} needs {missing!r}, "
-                    "which is not installed.",
-                    name=missing,
-                ) from error
-            if missing not in entry.requires:
-                raise
+            owner = f" of the package {entry.source!r}" if entry.plugin else ""
+            remedy = "." if entry.plugin else f': pip install "mmau[{entry.extra}]"'
             raise MissingDependencyError(
-                f"{self.kind} {name!r} needs {missing!r}, which is not installed: "
-                f'pip install "mmau[{entry.extra}]"',
+                f"{self.kind} {name!r}{owner} needs {missing!r}, which is not installed{remedy}",
                 name=missing,
             ) from error
 
@@ -270,8 +232,8 @@ class Registry(Generic[T]):
         Raises:
             TypeError: If the factory takes no such option, or the component is not callable.
         """
-        factory: Any = self.get(name)
         self.check_options(name, options)
+        factory: Any = self.get(name)
         return factory(*args, **options)
 
     def check_options(self, name: str, options: Iterable[str]) -> None:
@@ -290,16 +252,15 @@ class Registry(Generic[T]):
         if not callable(factory):
             raise TypeError(f"{self.kind} {name!r} is not a factory; use get({name!r}).")
         parameters = inspect.signature(factory).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            names = [
-                p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-            ]
-            for option in options:
-                if option not in names:
-                    raise TypeError(
-                        f"{self.kind} {name!r} takes no option {option!r}"
-                        f"{did_you_mean(option, names)} It takes: {', '.join(names) or 'none'}."
-                    )
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+        names = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for option in options:
+            if option not in names:
+                raise TypeError(
+                    f"{self.kind} {name!r} takes no option {option!r}"
+                    f"{did_you_mean(option, names)} It takes: {', '.join(names) or 'none'}."
+                )
 
     def describe(self) -> list[ComponentInfo]:
         """List every component without importing any.
@@ -307,7 +268,6 @@ class Registry(Generic[T]):
         Returns:
             One record per name, sorted by name.
         """
-        entries = {**self._plugins(), **self._own}
         return [
             ComponentInfo(
                 name=name,
@@ -316,5 +276,5 @@ class Registry(Generic[T]):
                 missing=tuple(r for r in entry.requires if importlib.util.find_spec(r) is None),
                 extra=entry.extra,
             )
-            for name, entry in sorted(entries.items())
+            for name, entry in self._entries().items()
         ]
