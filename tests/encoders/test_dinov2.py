@@ -14,13 +14,6 @@ from mmau.encoders.vision import DINOV2_ARCHITECTURES, dinov2, tiny_dinov2
 SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "image_size": 32}
 
 
-def shake_lora(encoder):
-    """Move the up projections off zero; at zero the down projections have no gradient."""
-    for name, tensor in encoder.saved_tensors().items():
-        if name.endswith(".up"):
-            nn.init.normal_(tensor, std=0.1)
-
-
 def only_local(encoder):
     """Switch attention off, so that a token sees its own patch only."""
     for layer in encoder.backbone.encoder.layer:
@@ -49,17 +42,9 @@ def test_each_token_is_one_patch_in_reading_order(registers, size):
 
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("lora_rank", [None, 2])
-def test_every_trainable_tensor_learns_and_no_other(registers, lora_rank):
+def test_every_trainable_tensor_learns_and_no_other(registers, lora_rank, shake, check_gradients):
     encoder = tiny_dinov2(**SMALL, num_register_tokens=registers, lora_rank=lora_rank).train()
-    shake_lora(encoder)
-    tokens = encoder(torch.rand(2, 3, 32, 32)).patch_tokens
-    (tokens * torch.randn_like(tokens)).sum().backward()
-    for name, parameter in encoder.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 1e-9, name
-        else:
-            assert parameter.grad is None, name
+    check_gradients(shake(encoder), encoder(torch.rand(2, 3, 32, 32)).patch_tokens)
     trainable = {n for n, p in encoder.named_parameters() if p.requires_grad}
     if lora_rank:
         assert trainable
@@ -80,7 +65,7 @@ def test_a_step_moves_lora_and_nothing_else():
     assert all(".lora_" in name for name in moved)
 
 
-def test_lora_at_zero_is_the_frozen_model():
+def test_lora_at_zero_is_the_frozen_model(shake):
     torch.manual_seed(1)
     plain = tiny_dinov2(**SMALL)
     torch.manual_seed(1)
@@ -89,7 +74,7 @@ def test_lora_at_zero_is_the_frozen_model():
     assert_close(
         adapted(images).patch_tokens, plain(images).patch_tokens, rtol=0, atol=1e-6
     )  # the same sums, in another order
-    shake_lora(adapted)
+    shake(adapted)
     assert not torch.allclose(adapted(images).patch_tokens, plain(images).patch_tokens, atol=1e-3)
 
 
@@ -164,9 +149,9 @@ def test_random_weights_are_saved_whole_and_without_the_traces_of_lora():
     assert not any("base_layer" in name for name in names)
 
 
-def test_saved_tensors_are_the_live_ones_also_of_a_copy():
+def test_saved_tensors_are_the_live_ones_also_of_a_copy(shake):
     encoder = copy.deepcopy(tiny_dinov2(**SMALL, lora_rank=2))
-    shake_lora(encoder)
+    shake(encoder)
     assert any((p != 0).all() for n, p in encoder.named_parameters() if "lora_B" in n)
 
 

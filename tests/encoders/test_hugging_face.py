@@ -48,24 +48,6 @@ SPEECH = {
 }
 
 
-def shake(encoder):
-    """Move what starts at zero off it; at zero its partner has no gradient."""
-    for name, tensor in encoder.saved_tensors().items():
-        if name.startswith("lora.") or ".up." in name:
-            nn.init.normal_(tensor, std=0.1)
-    return encoder
-
-
-def check_gradients(encoder, output):
-    (output * torch.randn_like(output)).sum().backward()
-    for name, parameter in encoder.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 1e-9, name
-        else:
-            assert parameter.grad is None, name
-
-
 @pytest.mark.parametrize("kind", VISION)
 def test_tokens_are_the_patches_in_reading_order(kind):
     """Class and register tokens are dropped; without attention a token sees its patch only."""
@@ -85,7 +67,7 @@ def test_tokens_are_the_patches_in_reading_order(kind):
 
 
 @pytest.mark.parametrize("kind", VISION)
-def test_lora_learns_and_the_frozen_model_does_not(kind):
+def test_lora_learns_and_the_frozen_model_does_not(kind, shake, check_gradients):
     backbone = VISION[kind]()
     frozen = HuggingFaceVisualEncoder(copy.deepcopy(backbone))
     encoder = HuggingFaceVisualEncoder(backbone, AdapterOptions(lora_rank=2)).train()
@@ -97,7 +79,7 @@ def test_lora_learns_and_the_frozen_model_does_not(kind):
 
 @pytest.mark.parametrize("kind", SPEECH)
 @pytest.mark.parametrize("place", ["feed_forward", "attention"])
-def test_speech_adapters_lora_and_mix_learn(kind, place):
+def test_speech_adapters_lora_and_mix_learn(kind, place, shake, check_gradients):
     backbone = SPEECH[kind]()
     plain = HuggingFaceSpeechEncoder(copy.deepcopy(backbone), AdapterOptions(mix_layers=True))
     adapters = AdapterOptions(d_bottleneck=4, lora_rank=2, lora_place=place, mix_layers=True)
@@ -152,7 +134,7 @@ def test_vit_loads_without_its_pooler_and_keeps_its_own_normalisation(tmp_path):
     assert not any("pooler" in name for name in encoder.state_dict())
 
 
-def test_a_trainable_vit_learns_everywhere():
+def test_a_trainable_vit_learns_everywhere(check_gradients):
     encoder = ViTEncoder.from_config(IMAGE, normalize="per_image").train()
     check_gradients(encoder, encoder(torch.rand(2, 3, 32, 32)).patch_tokens)
 
