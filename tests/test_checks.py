@@ -1,4 +1,4 @@
-"""Every sentence of `_checks`, and that the checks trace."""
+"""Every error message of `_checks`, and that the checks trace."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What `Registry` promises: three ways in, and a sentence for every way to fail."""
+"""What `Registry` promises: three ways in, and an error message for every way to fail."""
 
 import subprocess
 import sys

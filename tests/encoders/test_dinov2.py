@@ -15,7 +15,7 @@ SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "image_size": 32}
 
 
 def only_local(encoder):
-    """Switch attention off, so that a token sees its own patch only."""
+    """Switch attention off, so that a token depends on its own patch only."""
     for layer in encoder.backbone.encoder.layer:
         nn.init.zeros_(layer.attention.o_proj.weight)
     return encoder
@@ -165,7 +165,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
         DINOv2Encoder.from_pretrained(str(folder))
 
 
-def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_weights_are_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsNotFoundError, match=r"weights of 'facebook/none-such' are not in"):
         DINOv2Encoder.from_pretrained("facebook/none-such")

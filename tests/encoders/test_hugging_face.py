@@ -50,7 +50,7 @@ SPEECH = {
 
 @pytest.mark.parametrize("kind", VISION)
 def test_tokens_are_the_patches_in_reading_order(kind):
-    """Class and register tokens are dropped; without attention a token sees its patch only."""
+    """Class and register tokens are dropped; without attention a token is its patch only."""
     backbone = VISION[kind]()
     for name, parameter in backbone.named_parameters():
         if name.endswith(("out_proj.weight", "o_proj.weight")) and "head" not in name:

@@ -88,7 +88,7 @@ def test_a_short_clip_in_a_batch_is_the_clip_alone(causal):
     assert_close(batch.features[1:, :num], alone.features)
 
 
-def test_many_features_are_computed_in_pieces():
+def test_many_features_are_computed_in_chunks():
     encoder = LogMelEncoder(num_mels=4, hop=0.001, window=0.004, low=0.0, high=8000.0)
     waveform = torch.randn(1, 16 * 5000)
     features = encoder(waveform).features

@@ -23,7 +23,7 @@ FROZEN = AdapterOptions(freeze_backbone=True, mix_layers=True)
 
 
 def only_local(encoder):
-    """Switch attention and the positional convolution off: a feature sees its own window only."""
+    """Switch attention and the positional convolution off: a feature depends on its own window only."""
     for layer in encoder.backbone.encoder.layers:
         nn.init.zeros_(layer.attention.out_proj.weight)
     nn.init.zeros_(encoder.backbone.encoder.pos_conv_embed.conv.parametrizations.weight.original0)
@@ -70,7 +70,7 @@ def test_chunked_is_close_to_whole_with_attention():
     cut._chunk, cut._margin = 400, 100
     waveform = torch.randn(1, 16000 * 20) * 0.1
     expected, found = whole(waveform).features, cut(waveform).features
-    # Global attention sees less context; four seeds left 0.2 % of the spread.
+    # Global attention has less context; four seeds left 0.2 % of the spread.
     assert (found - expected).abs().max() < 0.01 * expected.std()
 
 
@@ -192,7 +192,7 @@ def test_pretrained_weights_are_loaded_from_a_folder_and_not_saved_again(tmp_pat
     assert len(source.saved_tensors()) > 40
 
 
-def test_missing_weights_and_wrong_kinds_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_weights_and_wrong_kinds_are_explained(tmp_path, monkeypatch):
     from transformers import Dinov2Config
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -32,7 +32,7 @@ class ChunkSpan(NamedTuple):
 class Framing:
     r"""Windows of `window` samples, one every `hop` samples, starting at sample `start`.
 
-    Feature $j$ sees the samples from `start + hop j` on; its time is the centre of its window,
+    Feature $j$ covers the samples from `start + hop j` on; its time is the centre of its window,
 
     $$ t_j = \frac{\text{start} + \text{hop} \, j + (\text{window} - 1) / 2}{\text{sample rate}} $$
 

@@ -189,7 +189,7 @@ class DINOv2Encoder(HuggingFaceVisualEncoder):
 
     @classmethod
     def _config_class(cls, config: Mapping[str, Any]) -> Any:
-        return cls.family.configs[bool(config.get("num_register_tokens"))]
+        return Dinov2WithRegistersConfig if config.get("num_register_tokens") else Dinov2Config
 
 
 VIT_ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -40,7 +40,7 @@ class DetectorConfig:
     visual: Component = Component("dinov2")
     """Visual encoder."""
     audio: Component | None = Component("wavlm")
-    """Audio encoder; `None` for a detector that sees only."""
+    """Audio encoder; `None` for a video-only detector."""
     alignment: Literal["hga", "global_pool"] = "hga"
     """Region tokens by landmarks and cross-attention, or the mean of all patch tokens."""
     regions: str = "ibug68"
@@ -56,15 +56,15 @@ class DetectorConfig:
     d_audio: int = 256
     """Width of the projected audio features."""
     fusion: Literal["interpolate", "cross_attention"] = "interpolate"
-    """How audio features come to the frames: linear interpolation, or retrieval by the frame."""
+    """How audio features come to the frames: linear interpolation, or cross-attention."""
     fusion_window: float = 1.0
-    """Reach of the retrieval on either side of a frame, in seconds."""
+    """Reach of the cross-attention on either side of a frame, in seconds."""
     temporal: Component = Component("agssm")
     """Temporal model."""
     dropout: float = 0.1
     """Dropout before the merge and before the head."""
     frames_per_chunk: int | None = None
-    """Frames that the visual encoder sees at once; all if `None`."""
+    """Frames that the visual encoder encodes at once; all if `None`."""
     checkpoint_frames: bool = False
     """Whether the visual encoder's activations are recomputed in the backward pass."""
     crop_size: int = 224
