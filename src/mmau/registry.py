@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from mmau._checks import did_you_mean
 
-__all__ = ["ComponentInfo", "MissingDependencyError", "Registry", "UnknownComponentError"]
+__all__ = ["MissingDependencyError", "Registry", "UnknownComponentError"]
 
 T = TypeVar("T")
 F = TypeVar("F")

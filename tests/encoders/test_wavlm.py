@@ -23,7 +23,7 @@ FROZEN = AdapterOptions(freeze_backbone=True, mix_layers=True)
 
 
 def only_local(encoder):
-    """Switch attention and the positional convolution off: a feature depends on its own window only."""
+    """Switch attention and positional convolution off: a feature depends on its own window only."""
     for layer in encoder.backbone.encoder.layers:
         nn.init.zeros_(layer.attention.out_proj.weight)
     nn.init.zeros_(encoder.backbone.encoder.pos_conv_embed.conv.parametrizations.weight.original0)
