@@ -55,14 +55,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def lock_file(stream: IO[bytes]) -> bool:
-    """Lock a file while its writer lives, so that nobody takes it for abandoned."""
+    """Lock a file while its writer lives, so that it is not taken for abandoned."""
     try:
         import fcntl  # not on Windows, where open files cannot be removed anyway
     except ImportError:
         return True
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system has no locks: then leave it alone
+    except OSError:  # it is locked, or the file system has no locks: then leave it alone
         return False
     return True
 

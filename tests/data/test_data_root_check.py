@@ -121,11 +121,11 @@ BREAKS = [
 ]
 
 
-@pytest.mark.parametrize(("harm", "sentence"), BREAKS)
-def test_what_cannot_be_used_is_an_error(root, harm, sentence):
+@pytest.mark.parametrize(("harm", "message"), BREAKS)
+def test_what_cannot_be_used_is_an_error(root, harm, message):
     harm(root)
     errors = said(check_data_root(root), "error")
-    assert any(sentence in text for text in errors), errors
+    assert any(message in text for text in errors), errors
 
 
 def test_images_that_are_odd_but_not_wrong(root):

@@ -131,12 +131,12 @@ def test_landmarks_are_on_the_face_of_the_crop(trial):
 
 def test_no_sound_and_no_face_are_no_errors(tmp_path):
     path = write_clip(tmp_path / "wall.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 3)
-    trial = prepare_video(path, crop_size=32, name="nobody")
+    trial = prepare_video(path, crop_size=32, name="absent")
     assert trial.waveform is None
     assert trial.audio_start == 0
     assert not trial.valid.any()
     assert trial.num_frames == 3
-    assert trial.name == "nobody"
+    assert trial.name == "absent"
 
 
 def test_a_cut_video_is_prepared_as_far_as_it_goes(tmp_path):
@@ -308,8 +308,8 @@ def test_another_safetensors_file_is_not_a_trial(tmp_path):
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(CacheError, match=r"no such prepared file: .*nobody"):
-        load_trial(tmp_path / "nobody.safetensors")
+    with pytest.raises(CacheError, match=r"no such prepared file: .*absent"):
+        load_trial(tmp_path / "absent.safetensors")
 
 
 def test_a_stale_file_is_refused_with_what_changed(tmp_path, clip):

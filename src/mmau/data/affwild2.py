@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mmau._checks import check_choice, check_range
 from mmau._files import atomic_write
 from mmau.action_units import AU_NAMES
-from mmau.tables.label_conventions import AnnotationError, read_lines
+from mmau.tables.label_conventions import AnnotationError, arrange_columns, read_lines
 
 Split = Literal["train", "validation"]
 
@@ -290,11 +290,7 @@ class Annotation:
 
     def select(self, au_names: Sequence[str] = AU_NAMES) -> npt.NDArray[np.int8]:
         """Arrange the columns by name: `(t, c)`, -1 in columns that the file does not have."""
-        wanted = np.full((len(self.labels), len(au_names)), -1, dtype=np.int8)
-        for column, name in enumerate(au_names):
-            if name in self.au_names:
-                wanted[:, column] = self.labels[:, self.au_names.index(name)]
-        return wanted
+        return arrange_columns(self.labels, self.au_names, au_names, -1)
 
 
 _LABELS = {"0": 0, "1": 1, "-1": -1}

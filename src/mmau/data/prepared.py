@@ -371,10 +371,10 @@ def load_trial(
             or stale.
 
     Examples:
-        >>> load_trial("prepared/nobody.safetensors")
+        >>> load_trial("prepared/absent.safetensors")
         Traceback (most recent call last):
         ...
-        mmau.data.store.CacheError: no such prepared file: prepared/nobody.safetensors
+        mmau.data.store.CacheError: no such prepared file: prepared/absent.safetensors
     """
     file = Path(path)
     metadata = read_metadata(file, TRIAL_FORMAT, _KIND)
