@@ -10,6 +10,7 @@ from mmau.action_units import AU_NAMES
 from mmau.cli import main
 from mmau.evaluation import AUCounts, Calibration
 from mmau.inference import AUPredictor, AUTable
+from mmau.media.faces import FaceOptions
 from mmau.models import Component, DetectorConfig, build_detector, save_pretrained
 from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
@@ -134,7 +135,8 @@ def test_a_checkpoint_on_a_data_root(root, checkpoint, tmp_path, capsys):
     for video, trial in (("a", "a"), ("b", "b_left")):
         path = root / "AU_Detection_Challenge" / "Validation_Set" / f"{trial}.txt"
         labels = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int64)
-        active = predictor.predict_file(root / "videos" / f"{video}.mp4", face="left").active
+        left = FaceOptions(face="left")
+        active = predictor.predict_file(root / "videos" / f"{video}.mp4", faces=left).active
         counts.update(torch.from_numpy(active).double(), torch.from_numpy(labels))
     assert f"(chosen by hand): mean F1 {counts.mean_f1():.3f}" in said.out
     # The same from prepared trials, which stay for the next time.
@@ -163,7 +165,7 @@ def test_a_broken_video_is_listed(root, checkpoint, tmp_path, capsys):
         assert said.err.splitlines()[-1] == "mmau: 1 of 2 files failed"
 
 
-def test_wrong_use_is_one_sentence(tables, root, checkpoint, capsys):
+def test_wrong_use_is_one_line(tables, root, checkpoint, capsys):
     folder, _ = tables
     cases = {
         (): "give either --checkpoint with a data root, or --predictions",

@@ -141,7 +141,7 @@ def test_options_reach_what_they_name():
     )
 
 
-def test_a_trial_is_never_decided_with_what_it_taught():
+def test_a_trial_is_never_decided_with_what_was_chosen_on_it():
     """Turn the labels of one video round: its own decisions stay, through the whole evaluation."""
     trials = make_trials()
     turned = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,11 @@ from mmau.progress import ProgressCallback
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mmau.data.affwild2 import Trial
-    from mmau.evaluation import ScoredTrial
-    from mmau.evaluation.counts import AUCounts
+    from mmau.evaluation import AUCounts, ScoredTrial
     from mmau.inference import AUPredictor, AUTable, VideoLogits
-
-# Who is meant by the suffix of a trial; the official names say no more.
 
 
 def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -32,8 +30,8 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         parents=parents,
         help="score a checkpoint, or tables of predictions, on annotated videos",
         description="Print the table of results: F1 of the positive class, pooled over all "
-        "labelled frames, for every way to decide, with intervals from resampling videos, beside "
-        "what trivial systems score. Either --checkpoint and a data root laid out like Aff-Wild2, "
+        "labelled frames, for every way to decide, with 95 % CI from resampling videos, beside "
+        "trivial baselines. Either --checkpoint and a data root laid out like Aff-Wild2, "
         "or --predictions and --annotations, two folders whose files have the same names.",
     )
     parser.add_argument("root", nargs="?", help="data root, with --checkpoint")
@@ -63,17 +61,24 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=_run)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scored:
     """Everything that is to be printed about."""
 
-    trials: list[ScoredTrial]
-    au_names: tuple[str, ...]
-    posterior: Any
-    decided: AUCounts
-    """Of the decisions as they are: the checkpoint's own, or those in the tables."""
     decided_as: str
-    failures: list[tuple[str, str]]
+    au_names: tuple[str, ...] = ()
+    posterior: Any = None
+    trials: list[ScoredTrial] = field(default_factory=list)
+    decided: AUCounts | None = None
+    """Of the decisions as they are: the checkpoint's own, or those in the tables."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, trial: ScoredTrial, active: Tensor) -> None:
+        from mmau.evaluation import AUCounts
+
+        self.trials.append(trial)
+        self.decided = self.decided or AUCounts(self.au_names)
+        self.decided.update(active, trial.labels)
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -89,7 +94,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if not by_checkpoint and (arguments.annotations is None or arguments.root is not None):
         raise UserError("--predictions goes with --annotations, and with no data root.")
     scored = (_of_checkpoint if by_checkpoint else _of_tables)(arguments, console)
-    if not scored.trials:
+    if scored.decided is None:
         return console.failures(scored.failures, len(scored.failures)) or 1
     report = evaluate_trials(
         scored.trials,
@@ -110,62 +115,48 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 # ---------------------------------------------------------------------- a checkpoint
-@dataclass(frozen=True)
-class _Options:
-    """What every process needs."""
-
-    checkpoint: str
-    device: str
-    detector: str
-
-
 def _of_checkpoint(arguments: argparse.Namespace, console: Console) -> _Scored:
+    import numpy as np
     import torch
 
     from mmau.data import find_trials
-    from mmau.evaluation.counts import AUCounts
+    from mmau.evaluation import ScoredTrial
     from mmau.inference import AUPredictor
+    from mmau.inference.session import increasing
 
     predictor = AUPredictor.from_pretrained(arguments.checkpoint, device=arguments.device)
-    trials = find_trials(arguments.root, arguments.split)
-    options = _Options(arguments.checkpoint, arguments.device, arguments.detector)
-    au_names = tuple(predictor.detector.au_names)
-    decided = AUCounts(au_names)
-    scored: list[ScoredTrial] = []
-    failures: list[tuple[str, str]] = []
-    for trial, logits, reason in _logits(trials, options, arguments, predictor, console):
-        if logits is None:
-            failures.append((trial.name, reason or ""))
-            continue
-        one = _join(trial.name, trial.video_name, trial.annotation, au_names, logits, console)
-        scored.append(one)
-        prob = predictor.probability(one.logits)
-        decided.update(
-            predictor.calibration.apply(prob, one.timestamps).active.double(),
-            one.labels.to(torch.int64),
-        )
-    posterior = predictor.probability if predictor.calibration.probability != "raw" else None
-    note = predictor.calibration.note or "it does not say on which videos they were chosen"
-    return _Scored(
-        scored,
-        au_names,
-        posterior,
-        decided,
+    calibration = predictor.calibration
+    note = calibration.note or "it does not say on which videos they were chosen"
+    scored = _Scored(
         f"with the thresholds and the smoothing of the checkpoint ({note})",
-        failures,
+        calibration.au_names,
+        calibration.probability_of if calibration.probability != "raw" else None,
     )
+    trials = find_trials(arguments.root, arguments.split)
+    predict = _predict_videos if arguments.prepared is None else _predict_prepared
+    for trial, logits, reason in predict(trials, arguments, predictor, console):
+        if logits is None:
+            scored.failures.append((trial.name, reason or ""))
+            continue
+        numbers = logits.first_frame + 1 + np.arange(len(logits.valid))
+        labels = _labels(trial.name, trial.annotation, scored.au_names, numbers, console)
+        one = ScoredTrial(
+            trial.name,
+            trial.video_name,
+            logits.logits,
+            labels,
+            torch.from_numpy(increasing(logits.timestamps)),
+            torch.from_numpy(logits.valid),
+        )
+        prob = calibration.probability_of(one.logits)
+        scored.add(one, calibration.apply(prob, one.timestamps).active)
+    return scored
 
 
-def _logits(
-    trials: Sequence[Trial],
-    options: _Options,
-    arguments: argparse.Namespace,
-    predictor: AUPredictor,
-    console: Console,
+def _predict_videos(
+    trials: Sequence[Trial], arguments: argparse.Namespace, predictor: AUPredictor, console: Console
 ) -> Iterable[tuple[Trial, VideoLogits | None, str | None]]:
-    if arguments.prepared is not None:
-        yield from _logits_of_prepared(trials, arguments, predictor, console)
-        return
+    options = arguments.checkpoint, arguments.device, arguments.detector
     with console.progress("predicting", unit="videos") as progress:
         for outcome in run_batch(
             trials, start_worker, options, processes=arguments.jobs, progress=progress
@@ -173,25 +164,23 @@ def _logits(
             yield outcome.job, outcome.result, outcome.reason
 
 
-def start_worker(options: _Options) -> Work[Trial, VideoLogits]:
+def start_worker(options: tuple[str, str, str]) -> Work[Trial, VideoLogits]:
     """Load the checkpoint; runs once per process."""
     from mmau.inference import AUPredictor
     from mmau.media.faces import FaceOptions
 
-    predictor = AUPredictor.from_pretrained(options.checkpoint, device=options.device)
+    checkpoint, device, detector = options
+    predictor = AUPredictor.from_pretrained(checkpoint, device=device)
 
     def work(trial: Trial, progress: ProgressCallback | None) -> VideoLogits:
-        (logits,) = predictor.score_file(
-            trial.video,
-            faces=FaceOptions(options.detector, face=trial.face),
-            progress=progress,
-        )
+        faces = FaceOptions(detector, face=trial.face)
+        (logits,) = predictor.score_file(trial.video, faces=faces, progress=progress)
         return logits
 
     return work
 
 
-def _logits_of_prepared(
+def _predict_prepared(
     trials: Sequence[Trial], arguments: argparse.Namespace, predictor: AUPredictor, console: Console
 ) -> Iterable[tuple[Trial, VideoLogits | None, str | None]]:
     from mmau.data.prepare import PreparationError, prepare_dataset
@@ -224,39 +213,14 @@ def _logits_of_prepared(
             progress(number, len(trials))
 
 
-def _join(
-    name: str,
-    group: str,
-    annotation: Path,
-    au_names: tuple[str, ...],
-    logits: VideoLogits,
-    console: Console,
-) -> ScoredTrial:
-    """Give every frame the annotation row of its number."""
-    import numpy as np
-    import torch
-
-    from mmau.evaluation import ScoredTrial
-    from mmau.inference.session import increasing
-
-    numbers = logits.first_frame + 1 + np.arange(len(logits.valid))
-    return ScoredTrial(
-        name,
-        group,
-        logits.logits,
-        _labels(name, annotation, au_names, numbers, console),
-        torch.from_numpy(increasing(logits.timestamps)),
-        torch.from_numpy(logits.valid),
-    )
-
-
 def _labels(
     name: str,
     annotation: Path,
     au_names: tuple[str, ...],
     numbers: NDArray[np.int64],
     console: Console,
-) -> Any:
+) -> Tensor:
+    """Give every frame the annotation row of its number."""
     import torch
 
     from mmau.data import join_labels, read_annotation
@@ -273,47 +237,34 @@ def _of_tables(arguments: argparse.Namespace, console: Console) -> _Scored:
 
     from mmau.data.affwild2 import video_of_trial
     from mmau.evaluation import ScoredTrial
-    from mmau.evaluation.counts import AUCounts
     from mmau.inference import read_table
     from mmau.inference.session import increasing
 
+    scored = _Scored("with the decisions in the tables")
     pairs = _pairs(Path(arguments.predictions), Path(arguments.annotations))
-    scored: list[ScoredTrial] = []
-    failures: list[tuple[str, str]] = []
-    au_names: tuple[str, ...] = ()
-    decided: AUCounts | None = None
     with console.progress("reading", unit="tables") as progress:
-        for number, (table_file, annotation) in enumerate(pairs, 1):
+        for number, (file, annotation) in enumerate(pairs, 1):
             try:
-                table = read_table(table_file)
-                _check_table(table, au_names, table_file)
-                au_names = table.au_names
-                labels = _labels(table_file.stem, annotation, au_names, table.frames, console)
+                table = read_table(file)
+                _check_table(table, scored.au_names, file)
+                scored.au_names = table.au_names
+                labels = _labels(file.stem, annotation, table.au_names, table.frames, console)
                 # Half of the last digit that the file holds: 0 and 1 have no logit.
                 prob = torch.from_numpy(table.probability).clamp(5e-6, 1 - 5e-6)
                 trial = ScoredTrial(
-                    table_file.stem,
-                    video_of_trial(table_file.stem),
+                    file.stem,
+                    video_of_trial(file.stem),
                     torch.logit(prob),
                     labels,
                     torch.from_numpy(increasing(table.timestamps)),
                     torch.from_numpy(table.valid),
                 )
             except (OSError, ValueError) as error:
-                failures.append((str(table_file), str(error)))
-                continue
-            decided = decided or AUCounts(au_names)
-            decided.update(torch.from_numpy(table.active).double(), labels.to(torch.int64))
-            scored.append(trial)
+                scored.failures.append((str(file), str(error)))
+            else:
+                scored.add(trial, torch.from_numpy(table.active))
             progress(number, len(pairs))
-    return _Scored(
-        scored,
-        au_names,
-        None,
-        decided or AUCounts(au_names or ("AU1",)),
-        "with the decisions in the tables",
-        failures,
-    )
+    return scored
 
 
 def _check_table(table: AUTable, au_names: tuple[str, ...], file: Path) -> None:
