@@ -208,16 +208,6 @@ def test_packed_clips_do_not_see_each_other(backend):
     close(state, alone_state.double(), TOLERANCES[backend][0], "state")
 
 
-def test_zero_steps_and_no_frames_keep_the_state(backend):
-    x, delta, A, B, C, h = make(dtype=torch.float32)
-    args = {"initial_state": h, "return_state": True, "backend": backend}
-    assert torch.equal(selective_scan(x, delta * 0, A, B, C, **args)[1], h)
-    none = [v[:, :0] for v in (x, delta, B, C)]
-    y, state = selective_scan(*none[:2], A, *none[2:], **args)
-    assert y.shape[1] == 0
-    assert torch.equal(state, h)
-
-
 @pytest.mark.parametrize("name", ["chunked", "triton"])
 def test_it_compiles_as_one_graph(name):
     if name == "triton":

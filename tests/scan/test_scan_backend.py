@@ -10,6 +10,7 @@ from mmau.scan import (
     SCAN_BACKENDS,
     ScanBackend,
     chunked,
+    compiled,
     resolve_scan_backend,
 )
 from mmau.testing import check_scan_backend
@@ -26,6 +27,24 @@ def test_every_registered_backend_keeps_the_contract(name):
     if "cpu" not in record.devices and not torch.cuda.is_available():
         pytest.skip(f"{name} runs on {sorted(record.devices)}, none of which is here")
     check_scan_backend(name)
+
+
+@pytest.mark.parametrize("short_chunks", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-6)], ids=["f64", "f32"]
+)
+@pytest.mark.parametrize("name", ["reference", "chunked", "compiled"])
+def test_ours_keep_it_to_the_bit_and_to_rounding(name, dtype, tolerance, short_chunks, monkeypatch):
+    try:
+        record = SCAN_BACKENDS.get(name)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    if short_chunks:
+        monkeypatch.setattr(chunked, "WORK_ELEMENTS", 3 * 2 * 5 * 3)
+        monkeypatch.setattr(compiled, "FRAMES_PER_CHUNK", 3)
+    single = dataclasses.replace(record, dtypes=frozenset({dtype}))
+    lengths = (1, 2, 3, 4, 7, 9)
+    check_scan_backend(single, tolerance=tolerance, lengths=lengths, bitwise=True)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 32])
@@ -58,10 +77,22 @@ def touch_input(x, delta, A, B, C, old):
     return x, delta, A, B, C, old
 
 
-def multiply_reset(x, delta, A, B, C, old):
-    if old["reset"] is not None:
-        old = old | {"reset": None}
-    return x, delta, A, B, C, old
+def multiply_reset(x, delta, A, B, C, *, initial_state, reset, discretization):
+    """Drops the state by a product, which NaN survives."""
+    h = x.new_zeros(len(x), *A.shape) if initial_state is None else initial_state
+    outputs = [x[:, :0]]
+    for t in range(x.shape[1]):
+        if reset is not None:
+            h = h * ~reset[:, t, None, None]
+        x_t, delta_t, B_t, C_t = (v[:, t : t + 1] for v in (x, delta, B, C))
+        y, h = REFERENCE(
+            *(x_t, delta_t, A, B_t, C_t),
+            initial_state=h,
+            reset=None,
+            discretization=discretization,
+        )
+        outputs.append(y)
+    return torch.cat(outputs, 1), h
 
 
 def random(y, state, x):
@@ -97,7 +128,14 @@ def branch_on_values(y, state, x):
             broken(lambda x, d, A, B, C, o: (x, d.clamp(min=1e-12), A, B, C, o)),
             "clause 'state in and out': steps of 0 must return the initial state",
         ),
-        (broken(multiply_reset), "clause 'resets': a clip packed behind one of NaN"),
+        (
+            broken(lambda x, d, A, B, C, o: (x, d.clamp(max=12), A, B, C, o)),
+            "clause 'tiny and huge steps': `y` differs from the reference .steps of 20",
+        ),
+        (
+            ScanBackend(name="theirs", run=multiply_reset),
+            "clause 'resets': a clip packed behind one of NaN",
+        ),
         (broken(touch_input), "clause '.*': "),
         (broken(after=random), "clause 'global state': the random state was changed"),
         (broken(after=branch_on_values), "clause 'compilation': it raised"),
@@ -112,6 +150,13 @@ def test_each_way_of_breaking_it_is_found_and_named(record, message):
         check_scan_backend(record, lengths=(1, 4))
 
 
+def test_bits_are_asked_for_only_by_request():
+    rounds = broken(after=lambda y, h, x: (y * (1 + 1e-15 * x.shape[1]), h), compiles=False)
+    check_scan_backend(rounds, lengths=(4,))
+    with pytest.raises(AssertionError, match=r"'state in and out': chunks .*, to the bit\."):
+        check_scan_backend(rounds, lengths=(4,), bitwise=True)
+
+
 def test_what_is_not_declared_is_not_asked_for():
     small = broken(options(initial_state=None, reset=None), takes_state=False, takes_reset=False)
     check_scan_backend(small, lengths=(1, 4))
@@ -122,7 +167,7 @@ def test_what_is_not_declared_is_not_asked_for():
     check_scan_backend(broken(after=branch_on_values, compiles=False), lengths=(1, 4))
 
 
-def test_a_tolerance_of_yours():
+def test_the_tolerance_is_an_option():
     rough = broken(after=lambda y, h, x: (y * (1 + 1e-4), h))
     check_scan_backend(rough, lengths=(4,), tolerance=1e-3)
     with pytest.raises(AssertionError, match="allowed 1e-06"):
