@@ -29,7 +29,7 @@ for name, options in settings.items():
 # %%
 # A network that has learnt its data perfectly does not output the posterior under this loss, but a
 # number whose relation to it is known in closed form,
-# [asymmetric_posterior][mmau.functional.asymmetric_loss]. An output of 0.5 stands for 0.147.
+# [asymmetric_posterior][mmau.functional.asymmetric_posterior]. An output of 0.5 stands for 0.147.
 # So compare losses at tuned thresholds: at 0.5 one compares thresholds.
 
 logit = logit.detach()

@@ -9,10 +9,9 @@ from torch.testing import assert_close
 
 from mmau.functional.asymmetric_loss import (
     asymmetric_posterior,
-    focal_posterior,
     logits_from_asymmetric_posterior,
-    logits_from_focal_posterior,
 )
+from mmau.modules.losses import FocalLoss
 
 TRUTHS = (1e-4, 0.02, 0.147, 0.3, 0.5, 0.8, 0.99)
 exponents = st.sampled_from([0.0, 0.5, 1.0, 2.0, 4.0]) | st.floats(0, 6)
@@ -59,10 +58,11 @@ def test_minimising_the_expected_loss_gives_the_posterior_back(gamma_pos, gamma_
 def test_minimising_the_expected_focal_loss_gives_its_posterior_back(alpha):
     weight = 1.0 if alpha is None else alpha / (1 - alpha)
     best = [minimum(truth, 2.0, 2.0, 0.0, weight) for truth in TRUTHS]
-    found = focal_posterior(torch.tensor(best, dtype=torch.float64), gamma=2.0, alpha=alpha)
+    loss = FocalLoss(gamma=2.0, alpha=alpha)
+    found = loss.posterior(torch.tensor(best, dtype=torch.float64))
     truths = torch.tensor(TRUTHS, dtype=torch.float64)
     assert_close(found, truths, rtol=1e-6, atol=1e-8)
-    back = logits_from_focal_posterior(truths, gamma=2.0, alpha=alpha)
+    back = loss.logits_from_posterior(truths)
     assert_close(back, torch.tensor(best, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
@@ -131,7 +131,7 @@ def test_the_ends_of_the_inverse():
     with_margin = logits_from_asymmetric_posterior(ends, margin=0.2)
     expected = torch.tensor([torch.logit(torch.tensor(0.2)).item(), inf, nan])
     assert_close(with_margin, expected, equal_nan=True)
-    without = logits_from_focal_posterior(ends)
+    without = FocalLoss().logits_from_posterior(ends)
     assert_close(without, torch.tensor([-inf, inf, nan]), equal_nan=True)
     per_unit = logits_from_asymmetric_posterior(torch.zeros(2), margin=[0.0, 0.5])
     assert_close(per_unit, torch.tensor([-inf, 0.0]))
@@ -155,15 +155,15 @@ def test_posterior_without_gamma_and_margin_is_the_sigmoid():
 
 def test_bad_input_is_refused():
     integers = torch.zeros(3, dtype=torch.int64)
-    for posterior in (asymmetric_posterior, focal_posterior):
+    for posterior in (asymmetric_posterior, FocalLoss().posterior):
         with pytest.raises(TypeError, match=r"`logits` must be floating point; got torch\.int64"):
             posterior(integers)
-    for inverse in (logits_from_asymmetric_posterior, logits_from_focal_posterior):
+    for inverse in (logits_from_asymmetric_posterior, FocalLoss().logits_from_posterior):
         with pytest.raises(TypeError, match=r"`prob` must be floating point; got torch\.int64"):
             inverse(integers)
         with pytest.raises(ValueError, match=r"`prob` must be in \[0, 1\]; got 1.5"):
             inverse(torch.tensor([0.5, 1.5]))
     with pytest.raises(ValueError, match="`alpha` must be in"):
-        focal_posterior(torch.zeros(1), alpha=1.0)
+        FocalLoss(alpha=1.0)
     with pytest.raises(ValueError, match="`margin` must be in"):
         asymmetric_posterior(torch.zeros(1), margin=1.0)

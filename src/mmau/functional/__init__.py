@@ -6,9 +6,7 @@ from mmau.functional.asymmetric_loss import (
     asymmetric_loss,
     asymmetric_posterior,
     focal_loss,
-    focal_posterior,
     logits_from_asymmetric_posterior,
-    logits_from_focal_posterior,
     masked_bce_loss,
 )
 from mmau.functional.landmark_patches import PatchRegions, landmark_patches
@@ -40,12 +38,10 @@ __all__ = [
     "asymmetric_posterior",
     "attention_on_grid",
     "focal_loss",
-    "focal_posterior",
     "half_life",
     "interpolate_features",
     "landmark_patches",
     "logits_from_asymmetric_posterior",
-    "logits_from_focal_posterior",
     "masked_bce_loss",
     "region_attention",
     "region_pooling",

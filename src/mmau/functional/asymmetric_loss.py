@@ -1,9 +1,9 @@
-"""Asymmetric loss for multi-label targets with gaps, and its focal special case."""
+"""Asymmetric loss for labels with gaps, its focal and plain special cases, and its posterior."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -17,679 +17,6 @@ PerClass: TypeAlias = float | Sequence[float] | Tensor
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 """`"mean"` over the labelled entries, `"sum"`, or `"none"` to keep them."""
-
-
-class Labels(NamedTuple):
-    """How the values of a target are read."""
-
-    ignore_index: int | None
-    """Value that marks a missing label beside NaN, or `None` if there must be none missing."""
-    soft: bool
-    """Whether numbers between 0 and 1 are labels."""
-    check: bool
-    """Whether to look at the values and refuse what is no label."""
-
-    @classmethod
-    def of(cls, target: Tensor, ignore_index: int | None, soft: bool, check: bool | None) -> Labels:
-        """Decide on `check` where it is left open: where looking costs nothing."""
-        if check is None:
-            check = target.device.type == "cpu"
-        return cls(ignore_index, soft, check and not torch.compiler.is_compiling())
-
-    def given(self, target: Tensor) -> Tensor:
-        """Return where there is a label, by one comparison, which is false for NaN."""
-        inside = target * (1 - target)
-        return inside >= 0 if self.soft else inside == 0
-
-    def unless_given(self, target: Tensor) -> float | Tensor:
-        """Return what an entry is that has no label: 0, or NaN if that is not allowed."""
-        if self.check:
-            return 0.0
-        if self.ignore_index is None:
-            return math.nan
-        # False for NaN, which is a mark of a missing label too.
-        return torch.where((target - self.ignore_index).abs() > 0, math.nan, 0.0).to(target.dtype)
-
-    def refuse(self, target: Tensor) -> None:
-        """Raise if anything is neither a label nor the mark of a missing one."""
-        target = target.double()
-        refused = ~self.given(target)
-        if self.ignore_index is not None:
-            refused &= ~((target == self.ignore_index) | torch.isnan(target))
-        if not bool(refused.any()):
-            return
-        examples = torch.unique(target[refused]).tolist()[:3]
-        labels = "in [0, 1]" if self.soft else "0 or 1"
-        missing = "" if self.ignore_index is None else f", or {self.ignore_index} or NaN for none"
-        between = not self.soft and any(0 < value < 1 for value in examples)
-        raise ValueError(
-            f"`target` must be {labels}{missing}; got {int(refused.sum())} other values, such as "
-            f"{', '.join(f'{value:g}' for value in examples)}."
-            f"{' Labels between 0 and 1 need `soft_labels=True`.' if between else ''}"
-        )
-
-
-def to_compute_dtype(logits: Tensor) -> Tensor:
-    """Return float64 as it is and everything else as float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def check_floating(logits: Tensor) -> None:
-    """Refuse integer logits."""
-    if not logits.is_floating_point():
-        raise TypeError(f"`logits` must be floating point; got {logits.dtype}.")
-
-
-def check_pair(logits: Tensor, target: Tensor, ignore_index: int | None) -> None:
-    """Check all that can be said of logits and target without looking at their values."""
-    check_shapes(logits=(logits, "... c"), target=(target, "... c"))
-    check_floating(logits)
-    if logits.shape != target.shape:
-        raise ValueError(
-            f"`logits` and `target` must have the same shape (..., c); got {tuple(logits.shape)} "
-            f"and {tuple(target.shape)}."
-        )
-    if ignore_index in (0, 1):
-        raise ValueError(f"`ignore_index` must not be a label, 0 or 1; got {ignore_index}.")
-
-
-def check_reduction(reduction: Reduction, normalizer: float | Tensor | None) -> None:
-    """Check how the entries are put together."""
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if normalizer is None:
-        return
-    if reduction != "mean":
-        raise ValueError(f'`normalizer` is for reduction="mean"; got reduction={reduction!r}.')
-    if not isinstance(normalizer, Tensor):
-        check_range("normalizer", normalizer, 0, open_high=True)
-    elif normalizer.numel() != 1:
-        raise ValueError(f"`normalizer` must be one number; got shape {tuple(normalizer.shape)}.")
-
-
-def per_class(
-    name: str,
-    value: PerClass,
-    like: Tensor,
-    *,
-    high: float | None = None,
-    open_low: bool = False,
-) -> float | Tensor:
-    """Check an option that is one number or one per Action Unit; the low end is 0.
-
-    The values of a tensor on an accelerator are taken as they are, since looking means waiting.
-    """
-    if isinstance(value, (int, float)):
-        check_range(name, value, 0, high, open_low=open_low, open_high=True)
-        return float(value)
-    values = torch.as_tensor(value)
-    num_classes = like.shape[-1]
-    if values.shape != (num_classes,):
-        raise ValueError(
-            f"`{name}` must be one number or one per Action Unit, ({num_classes},); "
-            f"got shape {tuple(values.shape)}."
-        )
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        for number in values.tolist():
-            check_range(name, number, 0, high, open_low=open_low, open_high=True)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return values.detach().to(like.device, dtype)
-
-
-Number = float | Tensor
-"""One number, or one per Action Unit, `(c)`."""
-
-
-class Terms(NamedTuple):
-    """The options of the loss, checked; those of one side are named after it."""
-
-    gamma_pos: Number = 1.0
-    gamma_neg: Number = 4.0
-    margin: Number = 0.05
-    weight_pos: Number = 1.0
-    weight_neg: Number = 1.0
-    detach_focus: bool = False
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether both sides have one exponent; two tensors are not looked into."""
-        return self.gamma_pos is self.gamma_neg or _same_number(self.gamma_pos, self.gamma_neg)
-
-    @property
-    def has_edge(self) -> bool:
-        """Whether a negative could be pulled inside the margin, since x^0 does not vanish at 0."""
-        if not isinstance(self.margin, Tensor) and self.margin == 0:
-            return False
-        return isinstance(self.gamma_neg, Tensor) or self.gamma_neg == 0
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Terms:
-        """Return the same with every option that is one per Action Unit changed."""
-
-        def changed(value: Number) -> Number:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return self._replace(
-            gamma_pos=changed(self.gamma_pos),
-            gamma_neg=changed(self.gamma_neg),
-            margin=changed(self.margin),
-            weight_pos=changed(self.weight_pos),
-            weight_neg=changed(self.weight_neg),
-        )
-
-    def weighted(self, of_positive: Number, of_negative: Number) -> Terms:
-        """Return the same with both sides weighted once more."""
-        return self._replace(
-            weight_pos=self.weight_pos * of_positive, weight_neg=self.weight_neg * of_negative
-        )
-
-
-def checked_terms(
-    like: Tensor,
-    *,
-    gamma: PerClass | None = None,
-    gamma_pos: PerClass = 0.0,
-    gamma_neg: PerClass = 0.0,
-    margin: PerClass = 0.0,
-    class_weight: PerClass | None = None,
-    pos_weight: PerClass | None = None,
-    detach_focus: bool = False,
-) -> Terms:
-    """Check the options against the last axis of `like`; `gamma` stands for both exponents."""
-    if gamma is not None:
-        both = per_class("gamma", gamma, like)
-        terms = Terms(both, both, 0.0, detach_focus=detach_focus)
-    else:
-        terms = Terms(
-            per_class("gamma_pos", gamma_pos, like),
-            per_class("gamma_neg", gamma_neg, like),
-            per_class("margin", margin, like, high=1),
-            detach_focus=detach_focus,
-        )
-    if pos_weight is not None:
-        terms = terms.weighted(per_class("pos_weight", pos_weight, like, open_low=True), 1.0)
-    if class_weight is not None:
-        weight = per_class("class_weight", class_weight, like)
-        terms = terms.weighted(weight, weight)
-    return terms
-
-
-def _same_number(first: Number, second: Number) -> bool:
-    return not isinstance(first, Tensor) and not isinstance(second, Tensor) and first == second
-
-
-def _sided(y: Tensor, of_positive: Number, of_negative: Number) -> Number:
-    """Choose by label, 1 or 0, between two options; by arithmetic, which compiles to less."""
-    if _same_number(of_positive, of_negative):
-        return of_positive
-    return of_positive * y + of_negative * (1 - y)
-
-
-def _power(base: Tensor, exponent: Number) -> Tensor:
-    """Base to a non-negative exponent; pow with a free exponent is several times slower."""
-    if isinstance(exponent, Tensor):
-        return base.pow(exponent)
-    if exponent == 4:
-        return base.square().square()
-    return base if exponent == 1 else base.pow(exponent)
-
-
-def entries_and_slope(x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Loss and its derivative by the logit, entry by entry; the letters are those of the module.
-
-    The label `y` is 1 or 0, in the dtype of `x`.
-    """
-    limits = torch.finfo(x.dtype)
-    sign = 1 - 2 * y
-    # An infinite logit acts as the largest finite one: k * log(k) stays 0 instead of 0 * inf.
-    z = (x * sign).clamp(max=limits.max)
-    # Both sigmoids from one exponential, without cancellation.
-    small = torch.exp(-z.abs())
-    large = 1 / (1 + small)
-    small = small * large
-    e, k = torch.where(z < 0, small, large), torch.where(z < 0, large, small)
-    m = terms.margin * (1 - y)
-    e_m = F.relu(e - m)
-    # Just below 1 the quotient rho is -1 to the last digit; at 1 it would be 0 / 0.
-    k_above_0 = k.clamp(min=limits.tiny)
-    u = (k_above_0 + m).clamp(max=1 - limits.eps / 2)
-    # Where sigmoid(-z) underflows its logarithm is still -z.
-    rho = torch.where(u <= limits.tiny, -z, torch.log(u)) / (1 - u)
-    focus = _power(e_m, terms.gamma_pos)
-    if not terms.symmetric:
-        focus = torch.where(y > 0.5, focus, _power(e_m, terms.gamma_neg))
-    focus = focus * _sided(y, terms.weight_pos, terms.weight_neg)
-    pull = k_above_0 / u
-    if not terms.detach_focus:
-        pull = pull - _sided(y, terms.gamma_pos, terms.gamma_neg) * (rho * k)
-    slope = e * focus * pull * sign
-    if terms.has_edge:
-        # `<=` rather than `>`: a NaN logit must stay visible in the gradient.
-        slope = torch.where(e_m <= 0, 0.0, slope)
-    return -focus * e_m * rho, slope
-
-
-def differentiable_entries(x: Tensor, y: Tensor, terms: Terms) -> Tensor:
-    """Loss, entry by entry, in steps that autograd may go through as often as it likes."""
-    limits = torch.finfo(x.dtype)
-    z = (x * (1 - 2 * y)).clamp(max=limits.max)
-    m = terms.margin * (1 - y)
-    # The derivative of a sigmoid near 1 would lose its digits; that of its logarithm keeps them.
-    log_e, log_k = F.logsigmoid(z), F.logsigmoid(-z)
-    e, k = log_e.exp(), log_k.exp()
-    outside = e <= m
-    # Replaced before the power, not after it: 0 * inf in the derivative would be NaN.
-    e_m = torch.where(outside, 1.0, e - m)
-    focus = torch.where(y > 0.5, _power(e_m, terms.gamma_pos), _power(e_m, terms.gamma_neg))
-    if terms.detach_focus:
-        focus = focus.detach()
-    u = torch.where(m > 0, (k + m).clamp(min=limits.tiny, max=1), 1.0)
-    log_u = torch.where(m > 0, torch.log(u), log_k)
-    entries = -focus * log_u * _sided(y, terms.weight_pos, terms.weight_neg)
-    return torch.where(outside, 0.0, entries)
-
-
-class PieceWorker:
-    """Holds the buffers, and works on one piece after the other."""
-
-    def __init__(self, terms: Terms, size: int, dtype: torch.dtype) -> None:
-        self.terms = terms
-        self.buffers = torch.empty(10, size, dtype=dtype).unbind()
-        self.one = torch.ones((), dtype=dtype)
-        self.minus_one = -self.one
-        limits = torch.finfo(dtype)
-        self.smallest = 2 * limits.tiny
-        self.largest_below_one = 1 - limits.eps / 2
-        self.shifted = isinstance(terms.margin, Tensor) or terms.margin > 0
-        weights = (terms.weight_pos, terms.weight_neg)
-        self.weighted = any(isinstance(weight, Tensor) or weight != 1 for weight in weights)
-
-    def run(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        labels: Labels,
-        entries_out: Tensor | None,
-        slope_out: Tensor | None,
-    ) -> tuple[float, float] | None:
-        """Return the sum of the losses and the number of labels, or `None` for the general form."""
-        size = len(logits)
-        no, given, away, e, k, e_m, u, focus, rho, spare = (b[:size] for b in self.buffers)
-        complete = self._read(target, labels, no, given, spare)
-        if complete is None:
-            return None
-        torch.add(self.minus_one, no, alpha=2, out=away)
-        torch.mul(logits, away, out=e)
-        torch.neg(e, out=k).sigmoid_()
-        if not bool(k.amin() >= self.smallest):
-            return None
-        e.sigmoid_()
-
-        if self.shifted:
-            self._add_product(e, no, self.terms.margin, -1, e_m).clamp_min_(0)
-            self._add_product(k, no, self.terms.margin, 1, u)
-        else:
-            e_m = e
-            u.copy_(k)
-        u.clamp_max_(self.largest_below_one)  # where rho is -1 to the last digit, and not 0 / 0
-        torch.sub(self.one, u, out=spare)
-        torch.log(u, out=rho).div_(spare)
-
-        self._focus(e_m, no, focus, spare)
-        if not complete:
-            focus.mul_(given)
-        torch.mul(focus, e_m, out=spare)
-        total = -float(torch.dot(spare, rho))
-        if entries_out is not None:
-            torch.mul(spare, rho, out=entries_out).neg_()
-        if slope_out is not None:
-            pull = self._pull(k, u, rho, no, spare)
-            focus.mul_(e).mul_(away)
-            if pull is None:
-                slope_out.copy_(focus)
-            else:
-                torch.mul(focus, pull, out=slope_out)
-        return total, size if complete else float(given.sum())
-
-    def _read(
-        self, target: Tensor, labels: Labels, no: Tensor, given: Tensor, spare: Tensor
-    ) -> bool | None:
-        """Fill `no`, 1 but for positives, and `given`, 1 but for gaps; say if there is no gap.
-
-        `given` is filled only if there is a gap. `None` if a value is neither 0, 1 nor -1.
-        """
-        may_miss = labels.ignore_index == -1
-        if target.dtype == torch.bool:
-            torch.sub(self.one, spare.copy_(target), out=no)
-            return True
-        if target.is_floating_point():
-            y = target if target.dtype == no.dtype else spare.copy_(target)
-            if _is_binary(y, no):
-                torch.sub(self.one, y, out=no)
-                return True
-            torch.clamp(y, max=0, out=given)
-            complete = False
-            if not may_miss or not _is_binary(given.neg_(), no):
-                return None
-            yes = torch.clamp(y, min=0, out=spare)
-            if not _is_binary(yes, no):
-                return None
-        else:
-            low, high = (int(bound) for bound in torch.aminmax(target))
-            if high > 1 or low < (-1 if may_miss else 0):
-                return None
-            y, complete = spare.copy_(target), low >= 0
-            if not complete:
-                torch.clamp(y, max=0, out=given).neg_()
-                y.clamp_min_(0)
-            yes = y
-        if not complete:
-            torch.sub(self.one, given, out=given)
-        torch.sub(self.one, yes, out=no)
-        return complete
-
-    def _add_product(
-        self, first: Tensor, no: Tensor, option: Number, sign: int, out: Tensor
-    ) -> Tensor:
-        """First plus or minus an option of negatives."""
-        if isinstance(option, Tensor):
-            return torch.addcmul(first, no, option[: len(no)], value=sign, out=out)
-        return torch.add(first, no, alpha=sign * option, out=out)
-
-    def _sided(self, no: Tensor, of_positive: Number, of_negative: Number, out: Tensor) -> Tensor:
-        """Choose by label between two options."""
-        if isinstance(of_positive, Tensor) or isinstance(of_negative, Tensor):
-            one, other = (
-                value[: len(no)] if isinstance(value, Tensor) else self.one * value
-                for value in (of_positive, of_negative)
-            )
-            return torch.lerp(one.expand_as(no), other.expand_as(no), no, out=out)
-        return torch.add(self.one * of_positive, no, alpha=of_negative - of_positive, out=out)
-
-    def _focus(self, e_m: Tensor, no: Tensor, out: Tensor, spare: Tensor) -> None:
-        """Fill `out` with the focusing weight and the weight of the label."""
-        terms = self.terms
-        if isinstance(terms.gamma_pos, Tensor) or isinstance(terms.gamma_neg, Tensor):
-            torch.pow(e_m, self._sided(no, terms.gamma_pos, terms.gamma_neg, spare), out=out)
-        elif terms.gamma_pos == terms.gamma_neg:
-            out.copy_(_power_into(e_m, terms.gamma_pos, out))
-        else:
-            of_positive = _power_into(e_m, terms.gamma_pos, out)
-            torch.lerp(of_positive, _power_into(e_m, terms.gamma_neg, spare), no, out=out)
-        if terms.has_edge:
-            # A power of 0 does not vanish with its base, so the margin is cut out by hand.
-            out.mul_(torch.sign(e_m, out=spare))
-        if self.weighted:
-            out.mul_(self._sided(no, terms.weight_pos, terms.weight_neg, spare))
-
-    def _pull(self, k: Tensor, u: Tensor, rho: Tensor, no: Tensor, spare: Tensor) -> Tensor | None:
-        """Return k/u - g rho k, or `None` for 1; whatever is given is used up."""
-        terms = self.terms
-        ratio = torch.div(k, u, out=u) if self.shifted else None
-        if terms.detach_focus:
-            return ratio
-        first = self.one if ratio is None else ratio
-        k.mul_(rho)
-        if terms.symmetric and not isinstance(terms.gamma_pos, Tensor):
-            return torch.add(first, k, alpha=-terms.gamma_pos, out=u)
-        gamma = self._sided(no, terms.gamma_pos, terms.gamma_neg, spare)
-        return torch.addcmul(first, k, gamma, value=-1, out=u)
-
-
-def _is_binary(values: Tensor, spare: Tensor) -> bool:
-    """Whether there is nothing but 0 and 1, in two passes."""
-    torch.addcmul(values, values, values, value=-1, out=spare)
-    return bool(torch.dot(spare, spare) == 0)
-
-
-def _power_into(base: Tensor, exponent: float, out: Tensor) -> Tensor:
-    """Base to a non-negative exponent, in `out` or base itself."""
-    if exponent == 0:
-        return out.fill_(1)
-    if exponent == 1:
-        return base
-    if exponent == 2:
-        return torch.mul(base, base, out=out)
-    if exponent == 4:
-        torch.mul(base, base, out=out)
-        return torch.mul(out, out, out=out)
-    return torch.pow(base, exponent, out=out)
-
-
-PIECE = 65536
-"""Entries at a time on one CPU thread: the buffers stay in a cache, and an operation on them takes
-several times as long as starting it."""
-ACCELERATOR_PIECE = 2**24
-"""Entries at a time elsewhere, which only bounds the memory."""
-
-
-def asymmetric_engine(
-    logits: Tensor,
-    target: Tensor,
-    terms: Terms,
-    labels: Labels,
-    reduction: Reduction,
-    normalizer: float | Tensor | None,
-) -> Tensor:
-    """Return the loss of checked arguments."""
-    if torch.compiler.is_compiling():
-        return _graph(logits, target, terms, labels, reduction, normalizer)
-    with torch.autocast(logits.device.type, enabled=False):
-        arguments = (logits, target, terms, labels, reduction, normalizer)
-        return cast("Tensor", _Engine.apply(*arguments))  # type: ignore[no-untyped-call]
-
-
-class _Outcome(NamedTuple):
-    """What one pass over a batch gives."""
-
-    total: Tensor
-    """Sum of the entries, or 0 if they were asked for."""
-    labelled: float | Tensor
-    """How many entries have a label."""
-    entries: Tensor | None
-    slope: Tensor | None
-
-
-class _Engine(torch.autograd.Function):
-    """Loss of a batch; keeps the closed-form slope until the first backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        terms: Terms,
-        labels: Labels,
-        reduction: Reduction,
-        normalizer: float | Tensor | None,
-    ) -> Tensor:
-        done = _run(
-            logits,
-            target,
-            terms,
-            labels,
-            want_entries=reduction == "none",
-            want_slope=ctx.needs_input_grad[0],
-        )
-        ctx.save_for_backward(logits, target)
-        ctx.slope, ctx.terms, ctx.labels = done.slope, terms, labels
-        if done.entries is not None:
-            ctx.scale = None
-            return done.entries
-        ctx.scale = _scale(done, reduction, normalizer)
-        dtype = to_compute_dtype(logits.new_empty(0)).dtype
-        return cast("Tensor", (done.total * ctx.scale).to(dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target = ctx.saved_tensors
-        slope: Tensor | None
-        if ctx.scale is not None:
-            grad = grad * ctx.scale
-        if torch.is_grad_enabled():
-            # A graph of the gradient is asked for, so the slope must not be a constant.
-            slope = _differentiable_slope(logits, target, ctx.terms, ctx.labels, grad)
-        else:
-            # Handed over and not kept: a second backward pass over the same graph, which is rare,
-            # computes it again, and every other one needs no second buffer of this size.
-            slope, ctx.slope = ctx.slope, None
-            if slope is None:
-                slope = _run(logits, target, ctx.terms, ctx.labels, want_slope=True).slope
-            slope = cast("Tensor", slope).mul_(grad).to(logits.dtype)
-        return slope, None, None, None, None, None
-
-
-def _scale(
-    done: _Outcome, reduction: Reduction, normalizer: float | Tensor | None
-) -> float | Tensor:
-    """Return what the sum is multiplied by; 1 where there is nothing to divide by."""
-    if reduction == "sum":
-        return 1.0
-    count = done.labelled if normalizer is None else normalizer
-    if isinstance(count, Tensor):
-        count = count.detach().reshape(()).to(done.total.device, done.total.dtype)
-        return 1 / torch.where(count > 0, count, torch.ones_like(count))
-    return 1 / count if count > 0 else 1.0
-
-
-def _run(
-    logits: Tensor,
-    target: Tensor,
-    terms: Terms,
-    labels: Labels,
-    *,
-    want_entries: bool = False,
-    want_slope: bool = False,
-) -> _Outcome:
-    """Go over the batch piece by piece."""
-    flat_logits, flat_target = logits.detach().reshape(-1), target.detach().reshape(-1)
-    dtype = to_compute_dtype(flat_logits[:0]).dtype
-    size, width, on_cpu = flat_logits.numel(), logits.shape[-1], logits.device.type == "cpu"
-    limit = PIECE * torch.get_num_threads() if on_cpu else ACCELERATOR_PIECE
-    pieces = -(-size // limit)
-    # Pieces of the same length, in whole rows, so that options per Action Unit line up with each.
-    step = -(-size // (max(pieces, 1) * max(width, 1))) * max(width, 1)
-    terms = terms.map(lambda values: values.repeat(step // max(width, 1)))
-
-    entries = torch.empty_like(flat_logits, dtype=dtype) if want_entries else None
-    slope = torch.empty_like(flat_logits, dtype=dtype) if want_slope else None
-    worker = PieceWorker(terms, step, dtype) if on_cpu and not labels.soft else None
-    total = torch.zeros((), dtype=torch.float64 if on_cpu else dtype, device=logits.device)
-    count: float | Tensor = 0
-    for start in range(0, size, max(step, 1)):
-        part = slice(start, min(start + step, size))
-        outputs = tuple(None if whole is None else whole[part] for whole in (entries, slope))
-        done: tuple[float | Tensor, float | Tensor] | None = None
-        if worker is not None:
-            done = worker.run(flat_logits[part], flat_target[part], labels, *outputs)
-        if done is None:
-            if labels.check:
-                labels.refuse(target)
-            done = _general_piece(flat_logits[part], flat_target[part], terms, labels, *outputs)
-        total += done[0]
-        count = count + done[1]
-    return _Outcome(
-        total,
-        count,
-        None if entries is None else entries.view(logits.shape),
-        None if slope is None else slope.view(logits.shape),
-    )
-
-
-def _general_piece(
-    logits: Tensor,
-    target: Tensor,
-    terms: Terms,
-    labels: Labels,
-    entries_out: Tensor | None,
-    slope_out: Tensor | None,
-) -> tuple[Tensor, float | Tensor]:
-    """Loss and count of one piece, whatever it holds."""
-    terms = terms.map(lambda values: values[: len(logits)])
-    entries, slope, count = _masked_entries_and_slope(logits, target, terms, labels)
-    if entries_out is not None:
-        entries_out.copy_(entries)
-    if slope_out is not None:
-        slope_out.copy_(slope)
-    return entries.sum(), float(count) if count.device.type == "cpu" else count
-
-
-def _masked_entries_and_slope(
-    logits: Tensor, target: Tensor, terms: Terms, labels: Labels
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and slope of every entry, both 0 where there is no label, and how many have one."""
-    x = to_compute_dtype(logits)
-    y = target.to(x.dtype)
-    given = labels.given(y)
-    if labels.soft:
-        yes = torch.ones_like(y)
-        of_yes, of_no = entries_and_slope(x, yes, terms), entries_and_slope(x, 1 - yes, terms)
-        entries, slope = (
-            y * one + (1 - y) * other for one, other in zip(of_yes, of_no, strict=True)
-        )
-    else:
-        entries, slope = entries_and_slope(x, y, terms)
-    # Selected, not multiplied: 0 * NaN would leak.
-    otherwise = labels.unless_given(y)
-    entries, slope = (torch.where(given, found, otherwise) for found in (entries, slope))
-    # In floating point, which a compiler sums four times as fast as the 64 bits of integers.
-    return entries, slope, given.to(x.dtype).sum()
-
-
-class _GraphEntries(torch.autograd.Function):
-    """Loss of every entry in compiled code, with the closed form for a derivative.
-
-    Not autograd's own derivative, which a compiler could fuse as well: it would write 1 - sigmoid,
-    and lose in float32 what the closed form keeps.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, terms: Terms, labels: Labels) -> Tensor:
-        entries, slope, _ = _masked_entries_and_slope(logits, target, terms, labels)
-        ctx.save_for_backward(slope)
-        ctx.dtype = logits.dtype
-        return entries
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return (grad * slope).to(ctx.dtype), None, None, None
-
-
-def _graph(
-    logits: Tensor,
-    target: Tensor,
-    terms: Terms,
-    labels: Labels,
-    reduction: Reduction,
-    normalizer: float | Tensor | None,
-) -> Tensor:
-    """Return the loss in the form that a compiler fuses."""
-    arguments = (logits, target, terms, labels)
-    entries = cast("Tensor", _GraphEntries.apply(*arguments))  # type: ignore[no-untyped-call]
-    if reduction == "none":
-        return entries
-    count = labels.given(target.to(entries.dtype)).to(entries.dtype).sum()
-    done = _Outcome(entries.sum(), count, None, None)
-    return done.total * _scale(done, reduction, normalizer)
-
-
-def _differentiable_slope(
-    logits: Tensor, target: Tensor, terms: Terms, labels: Labels, grad: Tensor
-) -> Tensor:
-    """Gradient of the loss as a function of the logits and of `grad`, to any order."""
-    x = to_compute_dtype(logits)
-    y = target.to(x.dtype)
-    given = labels.given(y)
-    # Here before the arithmetic too, because autograd multiplies what was not selected by 0.
-    x, y = torch.where(given, x, 0.0), torch.where(given, y, 0.0)
-    if labels.soft:
-        yes = torch.ones_like(y)
-        entries = y * differentiable_entries(x, yes, terms)
-        entries = entries + (1 - y) * differentiable_entries(x, 1 - yes, terms)
-    else:
-        entries = differentiable_entries(x, y, terms)
-    entries = torch.where(given, entries, 0.0)
-    grad = grad.expand(entries.shape).to(entries.dtype)
-    return torch.autograd.grad(entries, logits, grad, create_graph=True)[0]
 
 
 def asymmetric_loss(
@@ -770,10 +97,10 @@ def asymmetric_loss(
         >>> asymmetric_loss(torch.zeros(1), torch.tensor([0.5]), soft_labels=True)
         tensor(0.1855)
     """
-    check_pair(logits, target, ignore_index)
-    check_reduction(reduction, normalizer)
-    terms = checked_terms(
+    return _loss(
         logits,
+        target,
+        LossOptions(soft_labels, ignore_index, check_labels, reduction, normalizer),
         gamma_pos=gamma_pos,
         gamma_neg=gamma_neg,
         margin=margin,
@@ -781,8 +108,6 @@ def asymmetric_loss(
         pos_weight=pos_weight,
         detach_focus=detach_focus,
     )
-    labels = Labels.of(target, ignore_index, soft_labels, check_labels)
-    return asymmetric_engine(logits, target, terms, labels, reduction, normalizer)
 
 
 def focal_loss(
@@ -804,8 +129,8 @@ def focal_loss(
     $$ L = -\alpha_t (1 - p_t)^{\gamma} \log p_t $$
 
     with $p_t$ the probability of the true label and $\alpha_t$ = `alpha` for positives, 1 - `alpha`
-    for negatives, or 1 without `alpha`. It is `asymmetric_loss` with equal exponents and no margin;
-    labels, dtypes and reductions behave the same.
+    for negatives, or 1 without `alpha`. It is `asymmetric_loss` with equal exponents and no margin,
+    which describes the other arguments.
 
     Args:
         logits: `(..., c)`, one unbounded score per Action Unit.
@@ -836,19 +161,15 @@ def focal_loss(
         >>> focal_loss(torch.zeros(1, 2), torch.tensor([[1, 0]]))  # 0.25 log 2
         tensor(0.1733)
     """
-    check_pair(logits, target, ignore_index)
-    check_reduction(reduction, normalizer)
-    terms = checked_terms(
+    return _loss(
         logits,
+        target,
+        LossOptions(soft_labels, ignore_index, check_labels, reduction, normalizer),
         gamma=gamma,
+        alpha=alpha,
         class_weight=class_weight,
         detach_focus=detach_focus,
     )
-    if alpha is not None:
-        check_range("alpha", alpha, 0, 1, open_low=True, open_high=True)
-        terms = Terms.weighted(terms, alpha, 1 - alpha)
-    labels = Labels.of(target, ignore_index, soft_labels, check_labels)
-    return asymmetric_engine(logits, target, terms, labels, reduction, normalizer)
 
 
 def masked_bce_loss(
@@ -868,8 +189,7 @@ def masked_bce_loss(
     $$ L = -w\, y \log p - (1 - y) \log(1 - p) $$
 
     with $w$ = `pos_weight`: torch's `binary_cross_entropy_with_logits` with gaps in the target. It
-    is `asymmetric_loss` without exponents and margin; labels, dtypes and reductions behave the
-    same.
+    is `asymmetric_loss` without exponents and margin, which describes the other arguments.
 
     Args:
         logits: `(..., c)`, one unbounded score per Action Unit.
@@ -895,17 +215,13 @@ def masked_bce_loss(
         >>> masked_bce_loss(torch.zeros(1, 3), torch.tensor([[1, 0, -1]]))  # log 2
         tensor(0.6931)
     """
-    check_pair(logits, target, ignore_index)
-    check_reduction(reduction, normalizer)
-    terms = checked_terms(logits, class_weight=class_weight, pos_weight=pos_weight)
-    labels = Labels.of(target, ignore_index, soft_labels, check_labels)
-    return asymmetric_engine(logits, target, terms, labels, reduction, normalizer)
-
-
-FARTHEST = 700.0
-"""Logit of either sign beyond which the slopes are 0 in float64."""
-HALVINGS = 64
-"""Of the interval between, which is more than float64 resolves."""
+    return _loss(
+        logits,
+        target,
+        LossOptions(soft_labels, ignore_index, check_labels, reduction, normalizer),
+        class_weight=class_weight,
+        pos_weight=pos_weight,
+    )
 
 
 def asymmetric_posterior(
@@ -931,8 +247,8 @@ def asymmetric_posterior(
 
     with $w$ = `pos_weight`. Nothing is fitted. It increases with the logit, so it changes
     thresholds and calibration, not the ranking, except that all probabilities up to the margin
-    become 0. With exponents and margin at 0 and no weight it is the sigmoid. Focusing weights that
-    were detached pull with the first term of `a` and `b` only. Weights of classes do not matter.
+    become 0. With exponents and margin at 0 and no weight it is the sigmoid. Of focusing weights
+    that were detached only the first term of `a` and `b` remains. Weights of classes do not matter.
     With a margin and `gamma_pos=0` the posterior stays below 1 even at $p = 1$: near there a
     negative costs little more the surer the model is, and a positive little less.
 
@@ -951,6 +267,10 @@ def asymmetric_posterior(
         TypeError: If the logits are not a floating point tensor.
         ValueError: If an option is out of range.
 
+    References:
+        Charoenphakdee et al., *On Focal Loss for Class-Posterior Probability Estimation*, CVPR
+        2021, for equal exponents without a margin and any number of classes.
+
     Examples:
         An ASL model that says 0.5 means 0.147:
 
@@ -959,7 +279,7 @@ def asymmetric_posterior(
         tensor([0.1473])
     """
     check_shapes(logits=(logits, "... c"))
-    check_floating(logits)
+    check_floating("logits", logits)
     terms = checked_terms(
         logits,
         gamma_pos=gamma_pos,
@@ -968,48 +288,11 @@ def asymmetric_posterior(
         pos_weight=pos_weight,
         detach_focus=detach_focus,
     )
-    return _posterior(to_compute_dtype(logits.detach()), terms)
-
-
-def focal_posterior(
-    logits: Tensor,
-    *,
-    gamma: PerClass = 2.0,
-    alpha: float | None = None,
-    detach_focus: bool = False,
-) -> Tensor:
-    r"""Turn logits trained with `focal_loss` into the probability that the label is 1.
-
-    It is `asymmetric_posterior` with equal exponents, no margin and the weight of positives
-    `alpha / (1 - alpha)`. Without `alpha` 0.5 means 0.5, and every other output is
-    nearer to 0.5 than the probability that it stands for.
-
-    Args:
-        logits: `(..., c)`, one unbounded score per Action Unit.
-        gamma: Exponent that the model was trained with.
-        alpha: Weight of positives that the model was trained with, in (0, 1), or `None`.
-        detach_focus: Whether the model was trained with detached focusing weights.
-
-    Returns:
-        `(..., c)`, probability in [0, 1], float32 (float64 for float64 logits), without gradient.
-
-    Raises:
-        TypeError: If the logits are not a floating point tensor.
-        ValueError: If an option is out of range.
-
-    References:
-        Charoenphakdee et al., *On Focal Loss for Class-Posterior Probability Estimation*, CVPR
-        2021, who derive it for any number of classes.
-
-    Examples:
-        >>> import torch
-        >>> focal_posterior(torch.logit(torch.tensor([0.5, 0.7, 0.9])))
-        tensor([0.5000, 0.9064, 0.9974])
-    """
-    check_shapes(logits=(logits, "... c"))
-    check_floating(logits)
-    terms = checked_terms(logits, gamma=gamma, pos_weight=_odds(alpha), detach_focus=detach_focus)
-    return _posterior(to_compute_dtype(logits.detach()), terms)
+    x = logits.detach().to(compute_dtype(logits))
+    # Beyond this both gradients underflow to 0/0 while their ratio has long reached its limit.
+    limit = 80.0 if x.dtype == torch.float32 else _LARGEST_LOGIT
+    of_positive, of_negative = _gradient_sizes(x.clamp(-limit, limit), terms)
+    return of_negative / (of_positive + of_negative)
 
 
 def logits_from_asymmetric_posterior(
@@ -1051,95 +334,459 @@ def logits_from_asymmetric_posterior(
         >>> logits_from_asymmetric_posterior(torch.tensor([0.1]))
         tensor([-0.1281])
     """
-    _check_prob(prob)
+    check_shapes(prob=(prob, "... c"))
+    check_floating("prob", prob)
+    outside = (prob < 0) | (prob > 1)
+    if bool(outside.any()):
+        raise ValueError(f"`prob` must be in [0, 1]; got {prob[outside][0].item():g}.")
+    wanted = prob.detach().double()
     terms = checked_terms(
-        prob.double(),
+        wanted,
         gamma_pos=gamma_pos,
         gamma_neg=gamma_neg,
         margin=margin,
         pos_weight=pos_weight,
         detach_focus=detach_focus,
     )
-    return _inverse(prob, terms)
-
-
-def logits_from_focal_posterior(
-    prob: Tensor,
-    *,
-    gamma: PerClass = 2.0,
-    alpha: float | None = None,
-    detach_focus: bool = False,
-) -> Tensor:
-    """Find the logits that `focal_posterior` turns into given probabilities.
-
-    Args:
-        prob: `(..., c)`, probability in [0, 1].
-        gamma: As in `focal_posterior`.
-        alpha: As in `focal_posterior`.
-        detach_focus: As in `focal_posterior`.
-
-    Returns:
-        `(..., c)`, logits in the dtype of `prob`, at least float32, without gradient; minus and
-        plus infinity for 0 and 1, NaN for NaN.
-
-    Raises:
-        TypeError: If `prob` is not a floating point tensor.
-        ValueError: If a probability lies outside [0, 1], or an option is out of range.
-
-    Examples:
-        >>> import torch
-        >>> logits_from_focal_posterior(torch.tensor([0.5, 0.9064])).sigmoid()
-        tensor([0.5000, 0.7000])
-    """
-    _check_prob(prob)
-    terms = checked_terms(
-        prob.double(), gamma=gamma, pos_weight=_odds(alpha), detach_focus=detach_focus
-    )
-    return _inverse(prob, terms)
-
-
-def _odds(alpha: float | None) -> float | None:
-    """What focal loss weights positives with, relative to negatives."""
-    if alpha is None:
-        return None
-    check_range("alpha", alpha, 0, 1, open_low=True, open_high=True)
-    return alpha / (1 - alpha)
-
-
-def _check_prob(prob: Tensor) -> None:
-    check_shapes(prob=(prob, "... c"))
-    if not prob.is_floating_point():
-        raise TypeError(f"`prob` must be floating point; got {prob.dtype}.")
-    outside = (prob < 0) | (prob > 1)
-    if bool(outside.any()):
-        raise ValueError(f"`prob` must be in [0, 1]; got {prob[outside][0].item():g}.")
-
-
-def _pulls(x: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Derivatives of the loss at a logit, made positive: of a positive, of a negative label."""
-    pull_up = -entries_and_slope(x, torch.ones_like(x), terms)[1]
-    return pull_up, entries_and_slope(x, torch.zeros_like(x), terms)[1]
-
-
-def _posterior(x: Tensor, terms: Terms) -> Tensor:
-    # Beyond this both slopes underflow to 0/0 while their ratio has long reached its limit.
-    limit = 80.0 if x.dtype == torch.float32 else FARTHEST
-    pull_up, pull_down = _pulls(x.clamp(-limit, limit), terms)
-    return pull_down / (pull_up + pull_down)
-
-
-def _inverse(prob: Tensor, terms: Terms) -> Tensor:
-    """Bisect: the posterior rises with the logit, and this is no place to be fast."""
-    wanted = prob.detach().double()
-    low, high = torch.full_like(wanted, -FARTHEST), torch.full_like(wanted, FARTHEST)
-    for _ in range(HALVINGS):
+    # The posterior rises with the logit: bisect, to more than the digits of float64.
+    low = torch.full_like(wanted, -_LARGEST_LOGIT)
+    high = torch.full_like(wanted, _LARGEST_LOGIT)
+    for _ in range(64):
         middle = (low + high) / 2
-        pull_up, pull_down = _pulls(middle, terms)
+        of_positive, of_negative = _gradient_sizes(middle, terms)
         # Products instead of the quotient, whose digits end near 1.
-        above = pull_down * (1 - wanted) > pull_up * wanted
+        above = of_negative * (1 - wanted) > of_positive * wanted
         high, low = torch.where(above, middle, high), torch.where(above, low, middle)
-    # Without a margin 0 is only reached at infinity, or where the slope underflows.
-    margin = torch.as_tensor(terms.margin, dtype=wanted.dtype, device=wanted.device)
-    found = torch.where((wanted == 0) & (margin == 0), -torch.inf, low)
-    found = torch.where((wanted == 1) | (low >= FARTHEST - 1), torch.inf, found)
-    return torch.where(wanted.isnan(), torch.nan, found).to(to_compute_dtype(prob[..., :0]).dtype)
+    # Without a margin 0 is only reached at infinity, or where the gradient underflows.
+    margins = torch.as_tensor(terms.margin, dtype=wanted.dtype, device=wanted.device)
+    found = torch.where((wanted == 0) & (margins == 0), -torch.inf, low)
+    found = torch.where((wanted == 1) | (low >= _LARGEST_LOGIT - 1), torch.inf, found)
+    return torch.where(wanted.isnan(), torch.nan, found).to(compute_dtype(prob))
+
+
+_LARGEST_LOGIT = 700.0
+"""Logit of either sign beyond which the gradients are 0 in float64."""
+
+
+def _gradient_sizes(x: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Sizes of the gradient at a logit: of a positive, of a negative label."""
+    positive, negative = (
+        loss_and_gradient(x, torch.full_like(x, label), terms)[1] for label in (1, 0)
+    )
+    return -positive, negative
+
+
+class Labelled(NamedTuple):
+    """Logits and labels in the dtype of the arithmetic."""
+
+    x: Tensor
+    y: Tensor
+    valid_mask: Tensor | None
+    """Where there is a label; `None` for everywhere."""
+    otherwise: float | Tensor
+    """Loss and gradient elsewhere: 0, or NaN where the target is invalid."""
+    num_labels: float | Tensor
+    """How many entries have a label."""
+
+
+class LossOptions(NamedTuple):
+    """How the target is read and the entries are put together; see `asymmetric_loss`."""
+
+    soft_labels: bool
+    ignore_index: int | None
+    check_labels: bool | None
+    reduction: Reduction
+    normalizer: float | Tensor | None
+
+    def check(self) -> None:
+        """Check all that does not depend on the values of the target."""
+        if self.ignore_index in (0, 1):
+            raise ValueError(
+                f"`ignore_index` must not be a label, 0 or 1; got {self.ignore_index}."
+            )
+        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
+        if self.normalizer is None:
+            return
+        if self.reduction != "mean":
+            raise ValueError(
+                f'`normalizer` is for reduction="mean"; got reduction={self.reduction!r}.'
+            )
+        if not isinstance(self.normalizer, Tensor):
+            check_option("normalizer", self.normalizer)
+        elif self.normalizer.numel() != 1:
+            raise ValueError(
+                f"`normalizer` must be one number; got shape {tuple(self.normalizer.shape)}."
+            )
+
+    def read(self, logits: Tensor, target: Tensor, whole_target: Tensor) -> Labelled:
+        """Read a chunk; an invalid value is reported for the whole target."""
+        dtype = compute_dtype(logits)
+        x, y = logits.to(dtype), target.to(dtype)
+        inside = torch.addcmul(y, y, y, value=-1)  # y - y^2: 0 for 0 and 1, positive between them
+        on_cpu = y.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and not self.soft_labels:
+            flat = inside.flatten()
+            if float(torch.dot(flat, flat)) == 0:
+                return Labelled(x, y, None, 0.0, y.numel())
+        valid = inside >= 0 if self.soft_labels else inside == 0
+        invalid = ~valid
+        if self.ignore_index is not None:
+            invalid &= (y - self.ignore_index).abs_() > 0  # False for NaN, which is missing too
+        otherwise: float | Tensor = 0.0
+        check = on_cpu if self.check_labels is None else self.check_labels
+        if not check or torch.compiler.is_compiling():
+            otherwise = torch.where(invalid, math.nan, 0.0).to(dtype)
+        elif int(invalid.sum()) > 0:  # `any` takes three times as long
+            self.raise_on_invalid(whole_target)
+        # In floating point, which a compiler sums four times as fast as the 64 bits of integers.
+        return Labelled(x, y, valid, otherwise, valid.sum(dtype=dtype))
+
+    def raise_on_invalid(self, target: Tensor) -> None:
+        """Say which values are neither a label nor the mark of a missing one."""
+        target = target.double()
+        inside = target * (1 - target)
+        invalid = ~(inside >= 0 if self.soft_labels else inside == 0)
+        if self.ignore_index is not None:
+            invalid &= ~((target == self.ignore_index) | torch.isnan(target))
+        examples = torch.unique(target[invalid]).tolist()[:3]
+        labels = "in [0, 1]" if self.soft_labels else "0 or 1"
+        missing = "" if self.ignore_index is None else f", or {self.ignore_index} or NaN for none"
+        between = not self.soft_labels and any(0 < value < 1 for value in examples)
+        raise ValueError(
+            f"`target` must be {labels}{missing}; got {int(invalid.sum())} other values, such as "
+            f"{', '.join(f'{value:g}' for value in examples)}."
+            f"{' Labels between 0 and 1 need `soft_labels=True`.' if between else ''}"
+        )
+
+    def scale(self, total: Tensor, num_labels: float | Tensor) -> float | Tensor:
+        """Return what the sum is multiplied by; 1 where there is nothing to divide by."""
+        if self.reduction != "mean":
+            return 1.0
+        count = num_labels if self.normalizer is None else self.normalizer
+        if isinstance(count, Tensor):
+            count = count.detach().reshape(()).to(total)
+            return 1 / torch.where(count > 0, count, torch.ones_like(count))
+        return 1 / count if count > 0 else 1.0
+
+
+Number: TypeAlias = float | Tensor
+"""One number, or one per Action Unit, `(c)`."""
+
+
+class Terms(NamedTuple):
+    """The options of the formula, checked; those of one side are named after it."""
+
+    gamma_pos: Number
+    gamma_neg: Number
+    margin: Number
+    weight_pos: Number
+    weight_neg: Number
+    detach_focus: bool
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether there is a margin; a tensor is not looked into."""
+        return isinstance(self.margin, Tensor) or self.margin != 0
+
+
+def checked_terms(
+    like: Tensor,
+    *,
+    gamma: PerClass | None = None,
+    gamma_pos: PerClass = 0.0,
+    gamma_neg: PerClass = 0.0,
+    margin: PerClass = 0.0,
+    alpha: float | None = None,
+    class_weight: PerClass | None = None,
+    pos_weight: PerClass | None = None,
+    detach_focus: bool = False,
+) -> Terms:
+    """Check the options against the last axis of `like`; `gamma` stands for both exponents."""
+    weight_pos: Number = 1.0
+    weight_neg: Number = 1.0
+    if alpha is not None:
+        check_option("alpha", alpha)
+        weight_pos, weight_neg = alpha, 1 - alpha
+    if pos_weight is not None:
+        weight_pos = _per_class("pos_weight", pos_weight, like)
+    if class_weight is not None:
+        weight = _per_class("class_weight", class_weight, like)
+        weight_pos, weight_neg = weight_pos * weight, weight_neg * weight
+    if gamma is not None:
+        both = _per_class("gamma", gamma, like)
+        return Terms(both, both, 0.0, weight_pos, weight_neg, detach_focus)
+    return Terms(
+        _per_class("gamma_pos", gamma_pos, like),
+        _per_class("gamma_neg", gamma_neg, like),
+        _per_class("margin", margin, like),
+        weight_pos,
+        weight_neg,
+        detach_focus,
+    )
+
+
+def _per_class(name: str, value: PerClass, like: Tensor) -> Number:
+    """Check an option that is one number or one per Action Unit.
+
+    The values of a tensor on an accelerator are taken as they are, since looking means waiting.
+    """
+    if isinstance(value, (int, float)):
+        check_option(name, value)
+        return float(value)
+    values = torch.as_tensor(value)
+    num_classes = like.shape[-1]
+    if values.shape != (num_classes,):
+        raise ValueError(
+            f"`{name}` must be one number or one per Action Unit, ({num_classes},); "
+            f"got shape {tuple(values.shape)}."
+        )
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        for number in values.tolist():
+            check_option(name, number)
+    return values.detach().to(like.device, compute_dtype(like))
+
+
+def check_option(name: str, value: float) -> None:
+    """Check one number of an option: exponents and weights may be 0 and more."""
+    high = 1 if name in ("margin", "alpha") else None
+    check_range(name, value, 0, high, open_low=name in ("alpha", "pos_weight"), open_high=True)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Refuse integers."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must be floating point; got {tensor.dtype}.")
+
+
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    """Return float64 for float64, and float32 for everything else."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+# ------------------------------------------------------------------- the formula, entry by entry
+
+
+def _sided(y: Tensor, negative: Tensor, of_positive: Number, of_negative: Number) -> Number:
+    """Choose between two options by label, by arithmetic, which compiles to less."""
+    same = of_positive is of_negative
+    if not isinstance(of_positive, Tensor) and not isinstance(of_negative, Tensor):
+        same = of_positive == of_negative
+    return of_positive if same else y * of_positive + negative * of_negative
+
+
+def _power(base: Tensor, exponent: Number) -> Tensor:
+    """Base to a non-negative exponent; pow with a free exponent is several times slower."""
+    if isinstance(exponent, Tensor):
+        return base.pow(exponent)
+    if exponent == 4:
+        return base.square().square_()
+    return base if exponent == 1 else base.pow(exponent)
+
+
+def loss_and_gradient(
+    x: Tensor,
+    y: Tensor,
+    terms: Terms,
+) -> tuple[Tensor, Tensor]:
+    r"""Loss and its derivative by the logit; the label `y` is 1 or 0, in the dtype of `x`.
+
+    Written for both labels at once. With the probability $e$ of the other label, $k$ of this one,
+    and the margin $m$, 0 for positives, let $e_m = \max(e - m, 0)$, $u = \min(k + m, 1) = 1 - e_m$
+    and $\rho = -\log(u) / (1 - u)$. Then
+
+    $$ L = e_m^\gamma e_m \rho, \qquad
+    \partial L / \partial z = e_m^\gamma e\, (k / u + \gamma k \rho) $$
+
+    with the logit $z$ of the other label. Nothing in it cancels, and $\rho$ is 1 to the last digit
+    where $u$ is near 1. Everything is done in place where it can be, because that is faster.
+    """
+    limits = torch.finfo(x.dtype)
+    negative = 1 - y
+    sign = negative - y
+    # An infinite logit acts as the largest finite one: k * log(k) stays 0 instead of 0 * inf.
+    z = (x * sign).clamp_(-limits.max, limits.max)
+    minus_z = -z
+    e, k = torch.sigmoid(z), torch.sigmoid(minus_z)
+    k_above_0 = k.clamp(min=limits.tiny)
+    # Where k underflows its logarithm is still -z, and log k < -z everywhere.
+    if not terms.has_margin:
+        e_m, u, largest_log = e, k_above_0.clone(), minus_z
+    else:
+        m = negative * terms.margin
+        e_m = (e - m).clamp_(min=0)
+        if isinstance(terms.margin, Tensor):
+            largest_log = torch.where(m > 0, 0.0, minus_z)
+        else:
+            largest_log = minus_z.mul_(y)
+        u = m.add_(k_above_0)
+    # Just below 1 the quotient rho is 1 to the last digit; at 1 it would be 0 / 0.
+    u.clamp_(max=1 - limits.eps / 2)
+    rho = torch.minimum(u.log(), largest_log).div_(u - 1)
+
+    gamma = _sided(y, negative, terms.gamma_pos, terms.gamma_neg)
+    if not isinstance(terms.gamma_pos, Tensor) and not isinstance(terms.gamma_neg, Tensor):
+        focus = _power(e_m, terms.gamma_pos)
+        if isinstance(gamma, Tensor):
+            focus = torch.lerp(focus, _power(e_m, terms.gamma_neg), negative)
+    else:
+        focus = _power(e_m, gamma)
+    if terms.has_margin and (isinstance(terms.gamma_neg, Tensor) or terms.gamma_neg == 0):
+        # x^0 does not vanish at 0. `<=` rather than `>`: a NaN logit must stay visible.
+        focus = torch.where(e_m <= 0, 0.0, focus)
+    label_weight = _sided(y, negative, terms.weight_pos, terms.weight_neg)
+    if isinstance(label_weight, Tensor) or label_weight != 1:
+        focus = focus * label_weight
+    loss = (e_m * focus).mul_(rho)
+    gradient = k_above_0.div_(u)
+    if not terms.detach_focus:
+        gradient += k.mul_(rho).mul_(gamma)
+    return loss, gradient.mul_(focus).mul_(e).mul_(sign)
+
+
+def differentiable_loss(x: Tensor, y: Tensor, terms: Terms) -> Tensor:
+    """Loss, entry by entry, in steps that autograd may go through as often as it likes."""
+    limits = torch.finfo(x.dtype)
+    z = (x * (1 - 2 * y)).clamp(max=limits.max)
+    m = terms.margin * (1 - y)
+    # The derivative of a sigmoid near 1 would lose its digits; that of its logarithm keeps them.
+    log_e, log_k = F.logsigmoid(z), F.logsigmoid(-z)
+    e, k = log_e.exp(), log_k.exp()
+    outside = e <= m
+    # Replaced before the power, not after it: 0 * inf in the derivative would be NaN.
+    e_m = torch.where(outside, 1.0, e - m)
+    focus = torch.where(y > 0.5, _power(e_m, terms.gamma_pos), _power(e_m, terms.gamma_neg))
+    if terms.detach_focus:
+        focus = focus.detach()
+    u = torch.where(m > 0, (k + m).clamp(min=limits.tiny, max=1), 1.0)
+    log_u = torch.where(m > 0, torch.log(u), log_k)
+    loss = -focus * log_u * _sided(y, 1 - y, terms.weight_pos, terms.weight_neg)
+    return torch.where(outside, 0.0, loss)
+
+
+# ----------------------------------------------------------------------------- the loss of a batch
+
+CHUNK = 65536
+"""Entries at a time on one CPU thread: they stay in a cache, and an operation on them takes several
+times as long as starting it."""
+ACCELERATOR_CHUNK = 2**24
+"""Entries at a time elsewhere, which only bounds the memory."""
+
+
+def _loss(logits: Tensor, target: Tensor, options: LossOptions, **terms: PerClass | None) -> Tensor:
+    """Check all arguments and compute the loss."""
+    check_shapes(logits=(logits, "... c"), target=(target, "... c"))
+    check_floating("logits", logits)
+    if logits.shape != target.shape:
+        raise ValueError(
+            f"`logits` and `target` must have the same shape (..., c); got {tuple(logits.shape)} "
+            f"and {tuple(target.shape)}."
+        )
+    options.check()
+    checked = checked_terms(logits, **cast("Any", terms))
+    with torch.autocast(logits.device.type, enabled=False):
+        apply = cast("Any", _Loss.apply)
+        return cast("Tensor", apply(logits, target, checked, options))
+
+
+class _Loss(torch.autograd.Function):
+    """Loss of a batch, with the gradient in closed form, which keeps digits autograd would lose."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, terms: Terms, options: LossOptions
+    ) -> Tensor:
+        loss, num_labels, gradient = _over_batch(
+            logits, target, terms, options, want_gradient=ctx.needs_input_grad[0]
+        )
+        ctx.scale = options.scale(loss, num_labels)
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(gradient)
+            ctx.dtype = logits.dtype
+        else:
+            ctx.save_for_backward(logits, target)
+            ctx.terms, ctx.options, ctx.gradient = terms, options, gradient
+        scaled: Tensor = loss * ctx.scale
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad * ctx.scale
+        if torch.compiler.is_compiling():
+            (gradient,) = ctx.saved_tensors
+            return (grad * gradient).to(ctx.dtype), None, None, None
+        logits, target = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # A graph of the gradient is asked for, so it must not be a constant.
+            again = _differentiable_gradient(logits, target, ctx.terms, ctx.options, grad)
+            return again, None, None, None
+        # Handed over and not kept: a second backward pass over the same graph, which is rare,
+        # computes it again, and every other one needs no second buffer of this size.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            gradient = _over_batch(logits, target, ctx.terms, ctx.options, want_gradient=True)[2]
+        return gradient.mul_(grad).to(logits.dtype), None, None, None
+
+
+def _over_batch(
+    logits: Tensor, target: Tensor, terms: Terms, options: LossOptions, *, want_gradient: bool
+) -> tuple[Tensor, float | Tensor, Tensor | None]:
+    """Return the sum, or all entries for `"none"`, the number of labels, and the gradient."""
+
+    def over_chunk(x: Tensor, y: Tensor) -> tuple[Tensor, float | Tensor, Tensor]:
+        x, y, valid_mask, otherwise, num_labels = options.read(x, y, target)
+        if options.soft_labels:
+            positive, of_positive = loss_and_gradient(x, torch.ones_like(y), terms)
+            negative, of_negative = loss_and_gradient(x, torch.zeros_like(y), terms)
+            loss = y * positive + (1 - y) * negative
+            gradient = y * of_positive + (1 - y) * of_negative
+        else:
+            loss, gradient = loss_and_gradient(x, y, terms)
+        if valid_mask is not None:  # selected, not multiplied: 0 times NaN would be NaN
+            loss = torch.where(valid_mask, loss, otherwise)
+            gradient = torch.where(valid_mask, gradient, otherwise)
+        return loss if options.reduction == "none" else loss.sum(), num_labels, gradient
+
+    if torch.compiler.is_compiling():
+        return over_chunk(logits, target)
+    on_cpu = logits.device.type == "cpu"
+    limit = CHUNK * torch.get_num_threads() if on_cpu else ACCELERATOR_CHUNK
+    if logits.numel() <= limit:
+        return over_chunk(logits, target)
+
+    rows, targets = (tensor.detach()[None].flatten(0, -2) for tensor in (logits, target))
+    step = max(1, limit // rows.shape[1])
+    whole_gradient = torch.empty_like(rows, dtype=compute_dtype(logits)) if want_gradient else None
+    losses = []
+    num_labels: float | Tensor = 0.0
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        loss, labels_here, gradient = over_chunk(rows[part], targets[part])
+        losses.append(loss)
+        num_labels = num_labels + labels_here
+        if whole_gradient is not None:
+            whole_gradient[part] = gradient
+    if whole_gradient is not None:
+        whole_gradient = whole_gradient.view(logits.shape)
+    if options.reduction == "none":
+        return torch.cat(losses).view(logits.shape), num_labels, whole_gradient
+    return torch.stack(losses).sum(), num_labels, whole_gradient
+
+
+def _differentiable_gradient(
+    logits: Tensor, target: Tensor, terms: Terms, options: LossOptions, grad: Tensor
+) -> Tensor:
+    """Gradient of the loss as a function of the logits and of `grad`, to any order."""
+    x, y, valid_mask, otherwise, _ = options.read(logits, target, target)
+    if valid_mask is not None:
+        # Here before the arithmetic too, because autograd multiplies what was not selected by 0.
+        x, y = torch.where(valid_mask, x, 0.0), torch.where(valid_mask, y, 0.0)
+    if options.soft_labels:
+        loss = y * differentiable_loss(x, torch.ones_like(y), terms)
+        loss = loss + (1 - y) * differentiable_loss(x, torch.zeros_like(y), terms)
+    else:
+        loss = differentiable_loss(x, y, terms)
+    if valid_mask is not None:
+        loss = torch.where(valid_mask, loss, otherwise)
+    grad = grad.expand(loss.shape).to(loss.dtype)
+    (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
+    return gradient
