@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from video_files import SIDE, write_clip
 
 from mmau import _pool
 from mmau.data import prepare
@@ -27,50 +27,14 @@ from mmau.data.prepared import load_trial
 from mmau.data.store import CacheError, DiskFullError
 from mmau.media import FaceOptions
 
-av = pytest.importorskip("av")
-cv2 = pytest.importorskip("cv2")
 pytest.importorskip("mediapipe")
 
-SIZE = 160
 EVERY_FACE = FaceOptions(face="all")
 
 
-def write_clip(path, images, *, fps=15, fast_start=False):
-    options = {"movflags": "faststart"} if fast_start else {}
-    with av.open(str(path), "w", options=options) as out:
-        video = out.add_stream("libx264", rate=fps)
-        video.height, video.width = images[0].shape[:2]
-        video.pix_fmt = "yuv420p"
-        video.options = {"preset": "ultrafast", "crf": "20"}
-        for index, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            out.mux(video.encode(frame))
-        out.mux(video.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
-def portraits():
-    """Two public-domain faces of equal size, RGB."""
-    from matplotlib.cbook import get_sample_data
-    from PIL import Image
-    from skimage.data import astronaut
-
-    with get_sample_data("grace_hopper.jpg") as stream:
-        hopper = np.asarray(Image.open(stream).convert("RGB"))
-
-    def small(image):
-        return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-
-    return small(astronaut()[:330, 60:390]), small(hopper[20:480, 20:480])
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory, portraits):
+def clip(tmp_path_factory, images):
     """Twelve frames, the face hidden in frames 4 to 7."""
-    grey = np.full((SIZE, SIZE, 3), 110, np.uint8)
-    images = [grey if 4 <= i < 8 else portraits[0] for i in range(12)]
     return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", images)
 
 
@@ -78,7 +42,7 @@ def clip(tmp_path_factory, portraits):
 def couple(tmp_path_factory, portraits):
     """Twenty frames: one face from the start, another to its right in frames 6 to 15."""
     left, right = portraits
-    grey = np.full((SIZE, SIZE, 3), 110, np.uint8)
+    grey = np.full((SIDE, SIDE, 3), 110, np.uint8)
     images = [np.concatenate([left, right if 6 <= i < 16 else grey], axis=1) for i in range(20)]
     return write_clip(tmp_path_factory.mktemp("clips") / "couple.mp4", images)
 
@@ -345,11 +309,11 @@ def test_each_face_is_a_trial_with_a_row_for_every_frame(tmp_path, couple, monke
         assert (trial.confidence[~trial.valid] == 0).all()
         assert trial.crops[~trial.valid].max(initial=0) == 0
     assert first.valid.all()
-    assert (first.boxes[:, 2] < SIZE + 10).all()
+    assert (first.boxes[:, 2] < SIDE + 10).all()
     came = int(np.flatnonzero(second.valid)[0])
     assert 6 <= came < 16  # seen at the next look of the detector, at most ten frames later
     assert (second.valid == ((np.arange(20) >= came) & (np.arange(20) < 16))).all()
-    assert (second.boxes[second.valid][:, 0] > SIZE - 10).all()
+    assert (second.boxes[second.valid][:, 0] > SIDE - 10).all()
     # Each of them is what the same person is alone.
     one = prepare_video(couple, crop_size=32, faces=FaceOptions(face=1))
     np.testing.assert_array_equal(one.crops, second.crops)
@@ -382,7 +346,7 @@ def test_one_of_two_is_chosen(tmp_path, portraits, face, left):
     both = write_clip(tmp_path / "both.mp4", [np.concatenate(portraits, axis=1)] * 3)
     trial = prepare_video(both, crop_size=32, faces=FaceOptions(face=face))
     assert trial.valid.all()
-    assert ((trial.boxes[:, 0] < SIZE / 2) == left).all()
+    assert ((trial.boxes[:, 0] < SIDE / 2) == left).all()
 
 
 def test_a_person_who_never_comes_is_said(clip):

@@ -1,10 +1,10 @@
 import json
 import os
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
+from video_files import write_clip
 
 from mmau.data.prepare import prepare_video, source_fingerprint
 from mmau.data.prepared import (
@@ -18,48 +18,12 @@ from mmau.data.prepared import (
 from mmau.data.store import CacheError, DiskFullError
 from mmau.media import FaceOptions, MediaError
 
-av = pytest.importorskip("av")
-cv2 = pytest.importorskip("cv2")
 pytest.importorskip("mediapipe")
 
-SIZE = 160
-
 
 @pytest.fixture(scope="session")
-def portrait():
-    from skimage.data import astronaut
-
-    return cv2.resize(astronaut()[:330, 60:390], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-
-
-def write_clip(path, images, *, sound=None, rate=16000, fps=15, fast_start=False):
-    options = {"movflags": "faststart"} if fast_start else {}
-    with av.open(str(path), "w", options=options) as out:
-        video = out.add_stream("libx264", rate=fps)
-        video.height, video.width = images[0].shape[:2]
-        video.pix_fmt = "yuv420p"
-        video.options = {"preset": "ultrafast", "crf": "20"}
-        audio = None if sound is None else out.add_stream("aac", rate=rate, layout="mono")
-        for index, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            out.mux(video.encode(frame))
-        out.mux(video.encode())
-        for start in range(0, 0 if sound is None else len(sound), 1024):
-            chunk = sound[None, start : start + 1024].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-            out.mux(audio.encode(frame))
-        if audio is not None:
-            out.mux(audio.encode())
-    return path
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory, portrait):
+def clip(tmp_path_factory, images):
     """Twelve frames, the face hidden in frames 4 to 7, with sound."""
-    grey = np.full_like(portrait, 110)
-    images = [grey if 4 <= i < 8 else portrait for i in range(12)]
     tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(12800) / 16000)
     return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", images, sound=tone)
 

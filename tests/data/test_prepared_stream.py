@@ -3,54 +3,18 @@
 import os
 import struct
 import tracemalloc
-from fractions import Fraction
 
 import numpy as np
 import pytest
+from video_files import SIDE, write_clip
 
 from mmau.data.prepare import iterate_prepared, prepare_video
+from mmau.data.prepared import COLUMNS
 from mmau.media import FaceOptions, MediaError, iterate_audio, read_audio
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("mediapipe")
-
-SIZE = 160
-COLUMNS = ("crops", "landmarks", "valid", "confidence", "timestamps", "boxes", "face_ids")
-
-
-@pytest.fixture(scope="module")
-def portrait():
-    from skimage.data import astronaut
-
-    return cv2.resize(astronaut()[:330, 60:390], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-
-
-def write_clip(path, images, times=None, *, sound=None, sound_start=0.0, fast_start=False):
-    """A video whose frames have these times, with 16 kHz sound from `sound_start` on."""
-    times = np.arange(len(images)) / 15 if times is None else times
-    options = {"movflags": "faststart"} if fast_start else {}
-    with av.open(str(path), "w", options=options) as out:
-        video = out.add_stream("libx264", rate=15)
-        video.height, video.width = images[0].shape[:2]
-        video.pix_fmt = "yuv420p"
-        video.options = {"preset": "ultrafast", "crf": "20"}
-        video.codec_context.time_base = Fraction(1, 90000)
-        audio = None if sound is None else out.add_stream("aac", rate=16000, layout="mono")
-        for image, time in zip(images, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.time_base, frame.pts = Fraction(1, 90000), round(time * 90000)
-            out.mux(video.encode(frame))
-        out.mux(video.encode())
-        for start in range(0, 0 if sound is None else len(sound), 1024):
-            chunk = sound[None, start : start + 1024].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="mono")
-            frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
-            frame.pts = start + round(sound_start * 16000)
-            out.mux(audio.encode(frame))
-        if audio is not None:
-            out.mux(audio.encode())
-    return path
 
 
 def container_times(path):
@@ -61,10 +25,8 @@ def container_times(path):
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory, portrait):
+def clip(tmp_path_factory, images):
     """Twelve frames, the face hidden in frames 4 to 7."""
-    grey = np.full_like(portrait, 110)
-    images = [grey if 4 <= i < 8 else portrait for i in range(12)]
     return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", images)
 
 
@@ -96,8 +58,8 @@ def test_a_frame_without_a_face_cannot_pass_for_one(clip):
     assert chunk.face_id == 0
     assert np.isfinite(chunk.boxes[~hidden]).all()
     left, top, right, bottom = chunk.boxes[0]
-    assert 0 < left < right < SIZE
-    assert 0 < top < bottom < SIZE + 20
+    assert 0 < left < right < SIDE
+    assert 0 < top < bottom < SIDE + 20
 
 
 def test_a_chunk_without_anybody_has_no_face_id(clip):
