@@ -18,7 +18,7 @@ over all labelled frames, unweighted mean, beside what trivial systems score. A 
 thresholds), `timeline.png` and `predictions.csv` of one held-out video; and in `detector/`, as for
 each thing that was trained, `metrics.jsonl`, `best/` (the best validation) and `states/`.
 
-A run that was killed goes on when the same command is given again, and ends as if it had not been:
+A run that was killed resumes when the same command is given again, and ends as if it had not been:
 every random number depends on the seed, the step and the clip alone. Other settings are refused.
 
 What is measured and what is only claimed. `demo` has been run as it stands; its data are rendered
@@ -40,6 +40,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 # Two busy cores otherwise spend their time waiting for each other; read when torch is loaded.
@@ -48,10 +49,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from affwild2_checks import problems_of, problems_of_ranks, stop_if
-from affwild2_data import TrainingClips, TrainingFrames, Video, prepare_data, to_device
-from affwild2_models import ClipModel, FrameModel, region_tokens, score
-from affwild2_presets import PRESETS, ROWS, Config, presets_with_row
+from affwild2_data import (
+    ClipModel,
+    FrameModel,
+    TrainingClips,
+    TrainingFrames,
+    Video,
+    prepare_data,
+    region_tokens,
+    score,
+    to_device,
+)
+from affwild2_presets import PRESETS, ROWS, Config, presets_with_row, problems_of, stop_if
 from affwild2_report import provenance_of, report
 from torch import Tensor, nn
 
@@ -63,10 +72,10 @@ from mmau.media.errors import MediaError
 from mmau.models import AUDetector, build_detector, save_pretrained
 from mmau.modules import LOSSES
 from mmau.modules.losses import MultiLabelLoss
+from mmau.progress import progress_bar
 from mmau.training import (
     BestSoFar,
     MetricsLog,
-    MicroBatchSampler,
     NotFiniteError,
     Resumable,
     StateFileError,
@@ -77,301 +86,12 @@ from mmau.training import (
     parameter_groups,
     seed_everything,
     set_learning_rates,
-    step_bar,
     sum_over_ranks,
-    tensorboard_writer,
     warmup_cosine_factor,
 )
 
 
-# ------------------------------------------------------------------ what is trained
-@dataclass(frozen=True)
-class Task:
-    """One thing to train: what, on what, and for how long."""
-
-    name: str
-    """Folder of its logs and states, below that of the run."""
-    model: nn.Module
-    """A batch to logits."""
-    items: TrainingFrames | TrainingClips
-    groups: list[dict[str, Any]]
-    """Parameter groups with their peak learning rates."""
-    loss: MultiLabelLoss
-    epochs: int
-    batch_size: int
-    warmup_epochs: float
-    averaged: Sequence[str] = ()
-    """Parts of the model whose weights are averaged over the last epochs."""
-    validate: Callable[[], float] | None = None
-    """Return the mean F1 on the held-out videos."""
-    keep_best: Callable[[], None] | None = None
-    """Save the detector as the best so far."""
-
-
-# ------------------------------------------------------------------ the loop
-def fit(task: Task, config: Config, accelerator: Accelerator) -> None:
-    """Train a task to its end, from its last state on disk if there is one."""
-    optim, folder, main = config.optim, config.out / task.name, accelerator.is_main_process
-    order = StepOrder(len(task.items), task.batch_size, config.seed)
-    per_epoch = order.steps_per_epoch
-    total = task.epochs * per_epoch
-    swa_epochs = min(optim.swa_epochs, task.epochs) if task.averaged else 0
-
-    optimizer = torch.optim.AdamW(task.groups, betas=(0.9, 0.98))
-    model, optimizer = accelerator.prepare(task.model, optimizer)
-    average = SubmoduleAverage(task.model, task.averaged)
-    best = BestSoFar(patience=optim.patience)
-    states = StateFiles(folder / "states", keep=config.states.keep)
-    parts = {"optimizer": optimizer, "average": average, "best": best, "scaler": accelerator.scaler}
-    run = Resumable(states, task.model, parts)
-    step, counters = run.resume()
-    if step:
-        accelerator.print(f"  {task.name}: goes on from step {step} of {total}")
-    counters = counters or {"loss": 0.0, "f1": None, "seconds": 0.0, "stopped": False}
-
-    batches = batches_of(task, order, range(step, total), config, accelerator)
-    with (
-        MetricsLog(folder / "metrics.jsonl", step=step, active=main) as log,
-        tensorboard_writer(folder, step=step, active=main and config.tensorboard) as write,
-        step_bar(task.name, total, first=step, quiet=not main) as bar,
-    ):
-        while step < total and not counters["stopped"]:
-            started = time.monotonic()
-            epoch, place = divmod(step, per_epoch)
-            seed_everything(config.seed, step, accelerator.process_index)
-            factor = warmup_cosine_factor(
-                step,
-                warmup_steps=round(min(task.warmup_epochs, task.epochs) * per_epoch),
-                total_steps=total,
-                final_factor=optim.final_lr,
-                constant_steps=swa_epochs * per_epoch,
-                constant_factor=None if optim.swa_lr is None else optim.swa_lr / optim.lr,
-            )
-            rates = set_learning_rates(optimizer, factor)
-            loss, norm = backward(task, model, order.batch(step), batches, config, accelerator)
-            try:
-                # With fp16 an infinite gradient is expected: the scaler leaves that step out.
-                norms = {} if accelerator.scaler else {"norm_of_the_gradient": norm}
-                where = f"step {step + 1} (epoch {epoch + 1}) of {task.name}"
-                check_finite(f"{where}, {names_of(task, order.batch(step))}", loss=loss, **norms)
-            except NotFiniteError as error:
-                raise SystemExit(
-                    f"{error} The last good state: {states.newest() or 'none yet'}."
-                ) from None
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            counters["loss"] = loss + (counters["loss"] if place else 0.0)
-            numbers = {"step": step, "epoch": epoch, "loss": loss, "grad_norm": norm, "lr": rates}
-            if step % per_epoch == 0:
-                if epoch >= task.epochs - swa_epochs:
-                    average.update()
-                if is_due(epoch + 1, optim.validate_every, task.epochs) and task.validate:
-                    with average.swapped_in() if average.num_updates else nullcontext():
-                        counters["f1"] = numbers["f1"] = task.validate()
-                        if best.update(numbers["f1"]) and main and task.keep_best:
-                            task.keep_best()
-                    counters["stopped"] = best.exhausted
-            log.write({**numbers, "items": order.batch(step - 1)})
-            write(step, numbers)
-            counters["seconds"] += time.monotonic() - started
-            if main and (is_due(step, config.states.every, total) or counters["stopped"]):
-                run.save(step, counters)
-            bar(step, loss=counters["loss"] / (place + 1), f1=counters["f1"])
-    if average.num_updates:
-        average.apply()
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
-    accelerator.print(
-        f"  {task.name}: {len(task.items)} items, {step} steps in {counters['seconds']:.0f} s, "
-        f"loss of the last epoch {counters['loss'] / per_epoch:.4f}"
-    )
-
-
-def backward(
-    task: Task,
-    model: nn.Module,
-    chosen: list[int],
-    batches: Iterator[dict[str, Any]],
-    config: Config,
-    accelerator: Accelerator,
-) -> tuple[float, float]:
-    """Leave the gradient of one step in the parameters; return the loss and the gradient's norm."""
-    task.model.train()
-    # Every process knows the labels of the whole step, so the loss is divided by their number over
-    # all processes and pieces. A mean of each one's mean would weigh a label by where it landed.
-    labelled = max(1, int(task.items.num_labelled[chosen].sum()))
-    total = torch.zeros((), device=accelerator.device)
-    for piece in range(config.optim.accumulate):
-        batch = to_device(next(batches), accelerator.device)
-        is_last = piece + 1 == config.optim.accumulate
-        with nullcontext() if is_last else accelerator.no_sync(model):
-            loss = task.loss(model(batch).float(), batch["labels"], normalizer=labelled)
-            # Distributed training averages gradients, but these shares are to be added up.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
-    return float(sum_over_ranks(total)), float(norm)
-
-
-def batches_of(
-    task: Task, order: StepOrder, steps: range, config: Config, accelerator: Accelerator
-) -> Iterator[dict[str, Any]]:
-    """Return this process's share of the steps, read ahead by workers if there are any."""
-    sampler = MicroBatchSampler(
-        order,
-        first_step=steps.start,
-        last_step=max(steps.start, steps.stop),
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
-        accumulate=config.optim.accumulate,
-    )
-    loader = torch.utils.data.DataLoader(
-        task.items,
-        batch_sampler=sampler,
-        collate_fn=task.items.collate,
-        num_workers=config.data.workers,
-        pin_memory=config.device == "cuda",
-        generator=torch.Generator(),  # its own: else making the iterator draws from the run's
-    )
-    return iter(loader)
-
-
-def names_of(task: Task, chosen: Sequence[int]) -> str:
-    """Name the items of a step, for an error."""
-    more = f" and {len(chosen) - 16} more" if len(chosen) > 16 else ""
-    return f"on {', '.join(map(task.items.name, chosen[:16]))}{more}"
-
-
-def is_due(count: int, every: int, last: int) -> bool:
-    """Return whether something that is done every so often, and at the end, is due."""
-    return every > 0 and (count % every == 0 or count == last)
-
-
-# ------------------------------------------------------------------ the stages
-def train_on_frames(
-    detector: AUDetector, videos: Sequence[Video], config: Config, accelerator: Accelerator
-) -> None:
-    """Teach encoder and HGA on shuffled single frames in which a face was found."""
-    stage = config.frame_stage
-    seed_everything(config.seed, 1)
-    model = FrameModel(detector)
-    frames = TrainingFrames(videos)
-    groups = parameter_groups(model, lr=stage.lr, weight_decay=stage.weight_decay, adapters_in=())
-    fit(
-        Task(
-            "frame_stage",
-            model,
-            frames,
-            groups,
-            LOSSES.create("bce"),
-            epochs=stage.epochs,
-            batch_size=stage.batch_size,
-            warmup_epochs=0.5,
-        ),
-        config,
-        accelerator,
-    )
-
-
-def train_detector(
-    name: str,
-    detector: AUDetector,
-    videos: Mapping[str, list[Video]],
-    tokens: Mapping[str, Tensor],
-    config: Config,
-    accelerator: Accelerator,
-) -> None:
-    """Train on clips; the temporal and alignment modules end as the mean of the last epochs."""
-    optim = config.optim
-    clips = TrainingClips(videos["train"], config, tokens)
-    stop_if(problems_of_ranks(len(clips), accelerator.num_processes))
-    from_scratch = config.frame_stage is not None or config.model.visual.name == "tiny"
-    if tokens:  # what the frame stage taught stays as it is
-        for part in (detector.visual_encoder, detector.hga):
-            if part is not None:
-                part.requires_grad_(False)
-    model = ClipModel(detector)
-    parts = ["merge", "temporal", "head_norm", "head"]
-    parts += ["hga"] if detector.hga is not None and not tokens else []
-    parts += ["audio_cross_attention"] if detector.audio_cross_attention is not None else []
-    encoders = () if from_scratch else ("detector.visual_encoder", "detector.audio_encoder")
-
-    def validate() -> float:
-        logits = score(detector, videos["validation"], tokens, accelerator)
-        counts = AUCounts(config.model.au_names)
-        for video in videos["validation"]:
-            prob = torch.sigmoid(logits[video.trial.name])
-            counts.update(prob, torch.from_numpy(video.labels))
-        return float(counts.mean_f1())
-
-    fit(
-        Task(
-            name,
-            model,
-            clips,
-            parameter_groups(
-                model,
-                lr=optim.lr,
-                lr_adapters=optim.lr_adapters,
-                weight_decay=optim.weight_decay,
-                adapters_in=encoders,
-            ),
-            LOSSES.create(config.loss.name, **config.loss.options),
-            epochs=optim.epochs,
-            batch_size=optim.batch_clips,
-            warmup_epochs=optim.warmup_epochs,
-            averaged=[f"detector.{part}" for part in parts],
-            validate=validate,
-            keep_best=lambda: save_pretrained(
-                detector, config.out / name / "best", config=config.model
-            ),
-        ),
-        config,
-        accelerator,
-    )
-
-
-def build_and_train(
-    config: Config, videos: dict[str, list[Video]], accelerator: Accelerator
-) -> tuple[dict[str, AUDetector], dict[str, Tensor]]:
-    """Build a detector by name and train it; a second one without sound if it is asked for."""
-    seed_everything(config.seed, 0)
-    detector = build_detector(config.model).to(accelerator.device)
-    tokens: dict[str, Tensor] = {}
-    if config.frame_stage is not None:
-        if config.frame_stage.epochs:
-            train_on_frames(detector, videos["train"], config, accelerator)
-        every = [*videos["train"], *videos["validation"]]
-        tokens = region_tokens(detector, every, quiet=not accelerator.is_main_process)
-    train_detector("detector", detector, videos, tokens, config, accelerator)
-    systems = {"audio + video" if config.model.audio else "video": detector}
-    if config.compare_video_only and config.model.audio is not None:
-        # The same encoder, so that only the sound makes the difference.
-        deaf_config = replace(config, model=replace(config.model, audio=None))
-        seed_everything(config.seed, 0)
-        deaf = build_detector(deaf_config.model).to(accelerator.device)
-        deaf.visual_encoder, deaf.hga = detector.visual_encoder, detector.hga
-        train_detector("video_only", deaf, videos, tokens, deaf_config, accelerator)
-        systems["video only"] = deaf
-    return systems, tokens
-
-
 # ------------------------------------------------------------------ the run
-def start_accelerator(config: Config) -> Accelerator:
-    """Find out which of how many processes this is, on which device, with which arithmetic."""
-    return Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision={"fp32": "no"}.get(config.optim.precision, config.optim.precision),
-        kwargs_handlers=[
-            # A process whose clips are all silent gives the sound's weights no gradient.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            # The others wait while one of them renders data or prepares a long video.
-            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
-        ],
-    )
-
-
 def run(config: Config) -> dict[str, Any] | None:
     """Prepare, train, evaluate, save and predict; returns what `metrics.json` holds."""
     settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -404,6 +124,290 @@ def run(config: Config) -> dict[str, Any] | None:
     return metrics
 
 
+def start_accelerator(config: Config) -> Accelerator:
+    """Find out which of how many processes this is, on which device, with which arithmetic."""
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision={"fp32": "no"}.get(config.optim.precision, config.optim.precision),
+        kwargs_handlers=[
+            # A process whose clips are all silent gives the audio weights no gradient.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # The others wait while one of them renders data or prepares a long video.
+            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ the stages
+def build_and_train(
+    config: Config, videos: dict[str, list[Video]], accelerator: Accelerator
+) -> tuple[dict[str, AUDetector], dict[str, Tensor]]:
+    """Build a detector by name and train it; a second one without sound if it is asked for."""
+    seed_everything(config.seed, 0)
+    detector = build_detector(config.model).to(accelerator.device)
+    tokens: dict[str, Tensor] = {}
+    if config.frame_stage is not None:
+        if config.frame_stage.epochs:
+            train_on_frames(detector, videos["train"], config, accelerator)
+        every = [*videos["train"], *videos["validation"]]
+        tokens = region_tokens(detector, every, quiet=not accelerator.is_main_process)
+    train_detector("detector", detector, videos, tokens, config, accelerator)
+    systems = {"audio + video" if config.model.audio else "video": detector}
+    if config.compare_video_only and config.model.audio is not None:
+        # The same encoder, so that only the sound makes the difference.
+        silent_config = replace(config, model=replace(config.model, audio=None))
+        seed_everything(config.seed, 0)
+        video_only = build_detector(silent_config.model).to(accelerator.device)
+        video_only.visual_encoder, video_only.hga = detector.visual_encoder, detector.hga
+        train_detector("video_only", video_only, videos, tokens, silent_config, accelerator)
+        systems["video only"] = video_only
+    return systems, tokens
+
+
+def train_on_frames(
+    detector: AUDetector, videos: Sequence[Video], config: Config, accelerator: Accelerator
+) -> None:
+    """Pretrain encoder and HGA on shuffled single frames in which a face was found."""
+    stage = config.frame_stage
+    seed_everything(config.seed, 1)
+    model = FrameModel(detector)
+    task = Task(
+        "frame_stage",
+        model,
+        TrainingFrames(videos),
+        parameter_groups(model, lr=stage.lr, weight_decay=stage.weight_decay, adapters_in=()),
+        LOSSES.create("bce"),
+        epochs=stage.epochs,
+        batch_size=stage.batch_size,
+        warmup_epochs=0.5,
+    )
+    fit(task, config, accelerator)
+
+
+def train_detector(
+    name: str,
+    detector: AUDetector,
+    videos: Mapping[str, list[Video]],
+    tokens: Mapping[str, Tensor],
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    """Train on clips; the temporal and alignment modules end as the mean of the last epochs."""
+    optim = config.optim
+    clips = TrainingClips(videos["train"], config, tokens)
+    num_ranks = accelerator.num_processes
+    if len(clips) < num_ranks:
+        stop_if(
+            [
+                f"{num_ranks} processes cannot share {len(clips)} training clips; start at most "
+                f"{len(clips)}, or cut shorter clips with --data.clip-frames."
+            ]
+        )
+    averaged = ["merge", "temporal", "head_norm", "head"]
+    averaged += ["hga"] if detector.hga is not None and not tokens else []
+    averaged += ["audio_cross_attention"] if detector.audio_cross_attention is not None else []
+    if tokens:  # what the frame stage has trained stays as it is
+        for part in (detector.visual_encoder, detector.hga):
+            if part is not None:
+                part.requires_grad_(False)
+    model = ClipModel(detector)
+    from_scratch = config.frame_stage is not None or config.model.visual.name == "tiny"
+    groups = parameter_groups(
+        model,
+        lr=optim.lr,
+        lr_adapters=optim.lr_adapters,
+        weight_decay=optim.weight_decay,
+        adapters_in=() if from_scratch else ("detector.visual_encoder", "detector.audio_encoder"),
+    )
+
+    def validate() -> float:
+        logits = score(detector, videos["validation"], tokens, accelerator)
+        counts = AUCounts(config.model.au_names)
+        for video in videos["validation"]:
+            prob = torch.sigmoid(logits[video.trial.name])
+            counts.update(prob, torch.from_numpy(video.labels))
+        return float(counts.mean_f1())
+
+    def keep_best() -> None:
+        save_pretrained(detector, config.out / name / "best", config=config.model)
+
+    task = Task(
+        name,
+        model,
+        clips,
+        groups,
+        LOSSES.create(config.loss.name, **config.loss.options),
+        epochs=optim.epochs,
+        batch_size=optim.batch_clips,
+        warmup_epochs=optim.warmup_epochs,
+        averaged=[f"detector.{part}" for part in averaged],
+        validate=validate,
+        keep_best=keep_best,
+    )
+    fit(task, config, accelerator)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to train: what, on what, and for how long."""
+
+    name: str
+    """Folder of its logs and states, below that of the run."""
+    model: nn.Module
+    """A batch to logits."""
+    items: TrainingFrames | TrainingClips
+    groups: list[dict[str, Any]]
+    """Parameter groups with their peak learning rates."""
+    loss: MultiLabelLoss
+    epochs: int
+    batch_size: int
+    warmup_epochs: float
+    averaged: Sequence[str] = ()
+    """Parts of the model whose weights are averaged over the last epochs."""
+    validate: Callable[[], float] | None = None
+    """Return the mean F1 on the held-out videos."""
+    keep_best: Callable[[], None] | None = None
+    """Save the detector as the best so far."""
+
+
+# ------------------------------------------------------------------ the loop
+def fit(task: Task, config: Config, accelerator: Accelerator) -> None:
+    """Train a task to its end, from its last state on disk if there is one."""
+    optim, folder, main = config.optim, config.out / task.name, accelerator.is_main_process
+    order = StepOrder(len(task.items), task.batch_size, config.seed)
+    per_epoch = order.steps_per_epoch
+    total = task.epochs * per_epoch
+    swa_epochs = min(optim.swa_epochs, task.epochs) if task.averaged else 0
+    schedule = partial(
+        warmup_cosine_factor,
+        warmup_steps=round(min(task.warmup_epochs, task.epochs) * per_epoch),
+        total_steps=total,
+        final_factor=optim.final_lr,
+        constant_steps=swa_epochs * per_epoch,
+        constant_factor=None if optim.swa_lr is None else optim.swa_lr / optim.lr,
+    )
+    optimizer = torch.optim.AdamW(task.groups, betas=(0.9, 0.98))
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    average = SubmoduleAverage(task.model, task.averaged)
+    best = BestSoFar(patience=optim.patience)
+
+    states = StateFiles(folder / "states", keep=config.states.keep)
+    parts = {"optimizer": optimizer, "average": average, "best": best, "scaler": accelerator.scaler}
+    run = Resumable(states, task.model, parts)
+    step, counters = run.resume()
+    if step:
+        accelerator.print(f"  {task.name}: resumes from step {step} of {total}")
+    counters = counters or {"loss": 0.0, "f1": None, "seconds": 0.0, "stopped": False}
+
+    batches = batches_of(task, order, range(step, total), config, accelerator)
+    log_file = folder / "metrics.jsonl"
+    with (
+        MetricsLog(log_file, step=step, active=main, tensorboard=config.tensorboard) as log,
+        progress_bar(task.name, unit="steps", quiet=not main) as progress,
+    ):
+        progress(step, total)
+        while step < total and not counters["stopped"]:
+            started = time.monotonic()
+            epoch, place = divmod(step, per_epoch)
+            chosen = order.batch(step)
+            seed_everything(config.seed, step, accelerator.process_index)
+            rates = set_learning_rates(optimizer, schedule(step))
+            loss, norm = backward(task, model, chosen, batches, config, accelerator)
+            # With fp16 an infinite gradient is expected: the scaler leaves that step out.
+            norms = {} if accelerator.scaler else {"norm_of_the_gradient": norm}
+            try:
+                where = f"step {step + 1} (epoch {epoch + 1}) of {task.name}"
+                check_finite(f"{where}, on {names_of(task, chosen)}", loss=loss, **norms)
+            except NotFiniteError as error:
+                last = states.newest() or "none yet"
+                raise SystemExit(f"{error} The last good state: {last}.") from None
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            counters["loss"] = loss + (counters["loss"] if place else 0.0)
+            record = {"step": step, "epoch": epoch, "loss": loss, "grad_norm": norm, "lr": rates}
+            if step % per_epoch == 0:
+                if epoch >= task.epochs - swa_epochs:
+                    average.update()
+                if task.validate and is_due(epoch + 1, optim.validate_every, task.epochs):
+                    with average.swapped_in() if average.num_updates else nullcontext():
+                        counters["f1"] = record["f1"] = task.validate()
+                        if best.update(record["f1"]) and main and task.keep_best:
+                            task.keep_best()
+                    counters["stopped"] = best.exhausted
+            log.write({**record, "items": chosen})
+            counters["seconds"] += time.monotonic() - started
+            if main and (is_due(step, config.states.every, total) or counters["stopped"]):
+                run.save(step, counters)
+            progress(step, total, loss=counters["loss"] / (place + 1), f1=counters["f1"])
+    if average.num_updates:
+        average.apply()
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    accelerator.print(
+        f"  {task.name}: {len(task.items)} items, {step} steps in {counters['seconds']:.0f} s, "
+        f"loss of the last epoch {counters['loss'] / per_epoch:.4f}"
+    )
+
+
+def backward(
+    task: Task,
+    model: nn.Module,
+    chosen: list[int],
+    batches: Iterator[dict[str, Any]],
+    config: Config,
+    accelerator: Accelerator,
+) -> tuple[float, float]:
+    """Leave the gradient of one step in the parameters; return the loss and the gradient's norm."""
+    task.model.train()
+    # Every process knows the labels of the whole step, so the loss is divided by their number over
+    # all processes and parts. A mean of each one's mean would weigh a label by where it landed.
+    labelled = max(1, int(task.items.num_labelled[chosen].sum()))
+    total = torch.zeros((), device=accelerator.device)
+    for part in range(config.optim.accumulate):
+        batch = to_device(next(batches), accelerator.device)
+        is_last = part + 1 == config.optim.accumulate
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            loss = task.loss(model(batch).float(), batch["labels"], normalizer=labelled)
+            # Distributed training averages gradients, but these shares are to be added up.
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    return float(sum_over_ranks(total)), float(norm)
+
+
+def batches_of(
+    task: Task, order: StepOrder, steps: range, config: Config, accelerator: Accelerator
+) -> Iterator[dict[str, Any]]:
+    """Return this process's share of the steps, read ahead by workers if there are any."""
+    loader = torch.utils.data.DataLoader(
+        task.items,
+        batch_sampler=order.micro_batches(
+            steps,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+            accumulate=config.optim.accumulate,
+        ),
+        collate_fn=task.items.collate,
+        num_workers=config.data.workers,
+        pin_memory=config.device == "cuda",
+        generator=torch.Generator(),  # its own: else making the iterator draws from the run's
+    )
+    return iter(loader)
+
+
+def names_of(task: Task, chosen: Sequence[int]) -> str:
+    """Name the items of a step, for an error message."""
+    more = f" and {len(chosen) - 16} more" if len(chosen) > 16 else ""
+    return f"{', '.join(map(task.items.name, chosen[:16]))}{more}"
+
+
+def is_due(count: int, every: int, last: int) -> bool:
+    """Return whether something that is done every so often, and at the end, is due."""
+    return every > 0 and (count % every == 0 or count == last)
+
+
+# ------------------------------------------------------------------ the command
 COMMANDS = {"ablation": "affwild2_ablation", "plan": "affwild2_plan"}
 """What else the first word may be: the module beside this one whose `main(words)` does it."""
 
@@ -439,7 +443,7 @@ def main() -> None:
             raise
         raise SystemExit(
             f"no space left on the device of {config.out}; everything that was complete is kept: "
-            "free some space, and the same command goes on."
+            "free some space, and the same command resumes."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The recipe's data: videos prepared once, frames and clips as batches for training."""
+"""From videos to batches, from batches to logits: what the loop of the recipe reads and calls."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from mmau.data.affwild2 import Trial, find_trials, join_labels, read_annotation
 from mmau.data.clips import ClipAugmentation, ClipDataset
 from mmau.data.prepare import prepare_dataset
 from mmau.data.prepared import PreparedTrial, load_trial
+from mmau.inference import detector_logits, encode_trial
 from mmau.media import FaceOptions
+from mmau.models import AUDetector
 from mmau.progress import progress_bar
 from mmau.synthetic import render_dataset
-from mmau.training import ItemKey, share_longest_first
+from mmau.training import ItemKey, gather_by_name, share_longest_first
 
 SAMPLE_RATE = 16000
 
@@ -144,10 +146,10 @@ class TrainingFrames(Dataset[dict[str, Any]]):
 
 
 class TrainingClips(ClipDataset):
-    """Clips with the stretch of sound that belongs to them, from crops or from cached tokens."""
+    """Clips with the segment of sound that belongs to them, from crops or from cached tokens."""
 
     margin = 1.0
-    """Seconds of sound on either side of a clip, so that its edges are heard in context."""
+    """Seconds of sound on either side of a clip, so that its edges have context."""
 
     def __init__(
         self, videos: Sequence[Video], config: Config, tokens: Mapping[str, Tensor]
@@ -219,3 +221,127 @@ class TrainingClips(ClipDataset):
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Move the tensors of a batch."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+# ------------------------------------------------------------------ from batches to logits
+class FrameModel(nn.Module):
+    """Frames to logits; its head is dropped, the region tokens are what later stages use."""
+
+    def __init__(self, detector: AUDetector) -> None:
+        super().__init__()
+        self.encoder, self.hga = detector.visual_encoder, detector.hga
+        self.encode_frames = detector.encode_frames
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(detector.num_regions * detector.d_region, 96),
+            nn.GELU(),
+            nn.Linear(96, len(detector.au_names)),
+        )
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Return `(n, c)` logits."""
+        return self.head(self.encode_frames(batch["images"].float() / 255, batch["landmarks"]))
+
+
+class ClipModel(nn.Module):
+    """Clips to logits, from cached region tokens if there are any.
+
+    With `window`, the state of the temporal model is reset after every so many frames.
+    """
+
+    def __init__(self, detector: AUDetector, window: int | None = None) -> None:
+        super().__init__()
+        self.detector = detector
+        self.window = window
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Return `(b, t, c)` logits."""
+        detector = self.detector
+        has_sound = detector.audio_encoder is not None and batch["waveform"].shape[1] > 0
+        if "tokens" not in batch:
+            return detector(
+                batch["crops"].movedim(-1, 2).float() / 255,
+                batch["landmarks"],
+                batch["valid"],
+                batch["waveform"] if has_sound else None,
+                batch["frame_times"],
+                lengths=batch["lengths"] if has_sound else None,
+                mask=batch["mask"],
+            )
+        visual = detector.merge_regions(batch["tokens"], batch["valid"])
+        audio = audio_mask = None
+        if has_sound:
+            encoded = detector.encode_audio(batch["waveform"], batch["lengths"])
+            audio, audio_mask = detector.align_audio(
+                visual, encoded.features, encoded.times, batch["frame_times"], encoded.mask
+            )
+        num_frames = visual.shape[1]
+        logits = []
+        for start in range(0, num_frames, self.window or num_frames):
+            part = slice(start, start + (self.window or num_frames))
+            logits.append(
+                detector.classify(
+                    visual[:, part],
+                    None if audio is None else audio[:, part],
+                    audio_mask=None if audio_mask is None else audio_mask[:, part],
+                    mask=batch["mask"][:, part],
+                )[0]
+            )
+        return torch.cat(logits, dim=1)
+
+
+@torch.no_grad()
+def region_tokens(
+    detector: AUDetector, videos: Sequence[Video], *, quiet: bool
+) -> dict[str, Tensor]:
+    """Encode every frame with a face once; the temporal stage learns from these tokens."""
+    detector.eval()
+    cached = {}
+    with progress_bar("encode", unit="videos", quiet=quiet) as progress:
+        for done, video in enumerate(videos, 1):
+            cached[video.trial.name] = encode_trial(detector, video.load()).cpu()
+            progress(done, len(videos))
+    return cached
+
+
+@torch.no_grad()
+def score(
+    detector: AUDetector,
+    videos: Sequence[Video],
+    tokens: Mapping[str, Tensor],
+    accelerator: Accelerator,
+    window: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the logits of the held-out videos, each process having run its share.
+
+    With `window`, which needs cached tokens, the temporal state is reset after so many frames.
+    """
+    detector.eval()
+    sizes = {video.trial.name: len(video.labels) for video in videos}
+    mine = set(share_longest_first(sizes, accelerator.num_processes)[accelerator.process_index])
+    logits = {}
+    for video in videos:
+        name = video.trial.name
+        if name not in mine:
+            continue
+        trial = video.load()
+        with accelerator.autocast():
+            if name in tokens:
+                batch = to_device(whole_video(trial, tokens[name]), accelerator.device)
+                logits[name] = ClipModel(detector, window)(batch)[0].float().cpu()
+            else:  # in chunks: a video may last an hour
+                logits[name] = detector_logits(detector, trial)
+    return gather_by_name(logits)
+
+
+def whole_video(trial: PreparedTrial, tokens: Tensor) -> dict[str, Any]:
+    """Return a video as a batch of one clip."""
+    waveform = trial.waveform
+    return {
+        "tokens": tokens[None],
+        "valid": torch.from_numpy(trial.valid)[None],
+        "frame_times": torch.from_numpy(trial.timestamps - trial.audio_start)[None],
+        "mask": torch.ones(1, trial.num_frames, dtype=torch.bool),
+        "waveform": torch.zeros(1, 0) if waveform is None else torch.from_numpy(waveform)[None],
+        "lengths": None,
+    }

@@ -1,14 +1,20 @@
-"""What the recipe can be told, the presets, and the rows of the ablation (Table 1 of the paper)."""
+"""Options of the recipe, presets, rows of the ablation (Table 1), and what rules a run out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+
+from mmau.data.affwild2_check import check_data_root
+from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.models import Component, DetectorConfig
+from mmau.modules import LOSSES, TEMPORAL_MODELS
 from mmau.synthetic import SyntheticConfig
+from mmau.training import differing_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class DataConfig:
     drop_sound: float = 0.0
     """Share of training clips that lose their sound (modality dropout)."""
     drop_face: float = 0.0
-    """Share of training clips that lose their pictures; never both at once."""
+    """Share of training clips that lose their images; never both at once."""
     jobs: int = 2
     """Processes that prepare videos, on each machine or GPU."""
     workers: int = 0
@@ -49,15 +55,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameStage:
-    """Teach the visual encoder on single frames before the temporal model sees it.
+    """Pretrain the visual encoder on single frames before the temporal model is trained.
 
     A supervised stand-in for a foundation model, for encoders that start from random weights. It
     uses the labels of training frames in which a face was found, and nothing else. The encoder is
-    frozen afterwards, and what it sees is computed once.
+    frozen afterwards, and its features are computed once.
     """
 
     epochs: int = 3
-    """Passes over the frames; 0 leaves the encoder as it was drawn."""
+    """Passes over the frames; 0 leaves the encoder randomly initialised."""
     batch_size: int = 32
     """Frames per step; small steps learn far more per second here."""
     lr: float = 1.5e-3
@@ -81,9 +87,9 @@ class OptimConfig:
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up before the cosine."""
     batch_clips: int = 16
-    """Clips per step, over all GPUs and pieces (paper: 16 per GPU)."""
+    """Clips per step, over all GPUs and micro-batches (paper: 16 per GPU)."""
     accumulate: int = 1
-    """Pieces of a step, one after the other, whose gradients are added up: less memory."""
+    """Micro-batches of a step, one after the other, whose gradients are added up: less memory."""
     clip_grad: float = 1.0
     """Largest norm of the gradient."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -91,7 +97,7 @@ class OptimConfig:
     swa_epochs: int = 5
     """Last epochs whose weights are averaged; 0 for none. The paper says 'the last few'."""
     swa_lr: float | None = None
-    """Constant learning rate of the new modules in those epochs; the cosine goes on if left out."""
+    """Constant learning rate of the new modules in those epochs; the cosine if left out."""
     final_lr: float = 0.05
     """Share of the peak rate at the end: a cosine to zero would leave nothing to average."""
     validate_every: int = 1
@@ -121,7 +127,7 @@ class Config:
     loss: Component = field(default_factory=lambda: Component("asl"))
     """Training loss; `asl` has the paper's gamma_pos 1, gamma_neg 4, margin 0.05 by default."""
     frame_stage: FrameStage | None = None
-    """Train the visual encoder on single frames first, then freeze and cache what it sees."""
+    """Train the visual encoder on single frames first, then freeze it and cache its features."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     states: StateConfig = field(default_factory=StateConfig)
     compare_video_only: bool = False
@@ -161,7 +167,7 @@ DEMO = Config(
     model=DetectorConfig(
         visual=Component("tiny"),
         # `tiny_wavlm`, trained from scratch here, learns too, but less in 13 times the time: mean
-        # F1 .59 against .66 on the clips of this preset, .34 against .46 where no face is seen.
+        # F1 .59 against .66 on the clips of this preset, .34 against .46 where no face is found.
         audio=Component("log_mel", {"num_mels": 24}),
         d_region=32,
         num_heads=4,
@@ -225,7 +231,7 @@ ROWS: dict[str, Row] = {
 def at_paper_size(row: Row, config: Config = PAPER) -> Config:
     """Return a row with the encoders and widths of the paper.
 
-    Retrieval of sound by cross-attention belongs to the alignment: rows without HGA interpolate.
+    Audio cross-attention belongs to the alignment: rows without HGA interpolate.
     """
     model = replace(
         config.model,
@@ -245,8 +251,8 @@ def at_paper_size(row: Row, config: Config = PAPER) -> Config:
 def at_demo_size(row: Row, config: Config = DEMO) -> Config:
     """Return a row with the small encoders of the embedded default.
 
-    What stands for a foundation encoder is the small one taught on single frames; what stands for
-    the baseline's is the same one as it was drawn, untaught. Both hear the same log-mel energies.
+    What stands for a foundation encoder is the small one pretrained on single frames; what stands
+    for the baseline's is the same one, randomly initialised. Both have the same log-mel energies.
     """
     options = {
         "tcn": {"num_layers": 4, "d_hidden": 64, "dropout": 0.1},
@@ -287,3 +293,89 @@ def presets_with_row(name: str) -> Mapping[str, tuple[str, Config]]:
         out = config.out.with_name(f"{config.out.name}-{name}")
         changed[preset] = (summary, replace(size(row, config), out=out))
     return changed
+
+
+# ------------------------------------------------------------------ before the work
+def problems_of(config: Config, settings: Mapping[str, Any], num_ranks: int = 1) -> list[str]:
+    """Return everything that stands in the way of a run; `settings` are the config as JSON."""
+    optim, problems = config.optim, _problems_of_data_root(config)
+    for registry, component in (
+        (VISUAL_ENCODERS, config.model.visual),
+        (AUDIO_ENCODERS, config.model.audio),
+        (TEMPORAL_MODELS, config.model.temporal),
+        (LOSSES, config.loss),
+    ):
+        if component is not None:
+            try:
+                registry.check_options(component.name, component.options)
+            except (LookupError, ImportError, TypeError) as error:
+                problems.append(str(error))
+    for component in (config.model.visual, config.model.audio):
+        name = component.options.get("name") if component else None
+        if name and not Path(name).is_dir() and not _weights_at_hand(name):
+            problems.append(
+                f"the weights of {name!r} are not on this machine: "
+                f"`hf download {name}` fetches them once."
+            )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        problems.append("--device cuda, but torch sees no CUDA device.")
+    if config.device == "cpu" and optim.precision == "fp16":
+        problems.append("--optim.precision fp16 needs a GPU; on a CPU, bf16 or fp32 work.")
+    if optim.swa_epochs > optim.epochs:
+        problems.append("--optim.swa-epochs must not exceed --optim.epochs.")
+    if optim.swa_lr is not None and not 0 <= optim.swa_lr <= optim.lr:
+        problems.append(f"--optim.swa-lr must be 0 to --optim.lr, {optim.lr}; got {optim.swa_lr}.")
+    if optim.patience is not None and not optim.validate_every:
+        problems.append("--optim.patience counts validations: it needs --optim.validate-every.")
+    if optim.batch_clips < num_ranks:
+        problems.append(
+            f"--optim.batch-clips {optim.batch_clips} cannot be shared by {num_ranks} processes; "
+            "give at least one clip to each."
+        )
+    if config.data.drop_sound + config.data.drop_face > 1:
+        problems.append("--data.drop-sound and --data.drop-face must not exceed 1 together.")
+    if config.data.flip and config.frame_stage is not None:
+        problems.append("--data.flip mirrors images, but a frame stage caches their features.")
+    record = config.out / "config.json"
+    if any(config.out.glob("*/states/step-*.pt")):
+        differing = differing_settings(record, settings, ignore=MAY_CHANGE)
+        if differing:
+            problems.append(
+                f"{config.out} holds a run with other settings ({'; '.join(differing[:4])}"
+                f"{f'; and {len(differing) - 4} more' if len(differing) > 4 else ''}). Give "
+                "another --out, or delete that folder to start over."
+            )
+    return problems
+
+
+def stop_if(problems: Sequence[str]) -> None:
+    """End the run with one line per problem, if there is any."""
+    if problems:
+        raise SystemExit("this run cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _problems_of_data_root(config: Config) -> list[str]:
+    if (config.data.root is None) == (config.data.render is None):
+        return ["give the data: --data.root DIR (the Aff-Wild2 folder), or a render preset."]
+    if config.data.root is None:
+        return []
+    labels = config.data.root / "AU_Detection_Challenge"
+    folders = (
+        config.data.root,
+        config.data.root / "videos",
+        labels / "Train_Set",
+        labels / "Validation_Set",
+    )
+    missing = [f"no such folder: {folder}" for folder in folders if not folder.is_dir()]
+    if missing:
+        return missing
+    # `mmau doctor` opens the videos, too, and lists what is merely odd.
+    findings = check_data_root(config.data.root, open_videos=False)
+    return [f"{one.where}: {one.message}" for one in findings if one.severity == "error"]
+
+
+def _weights_at_hand(name: str) -> bool:
+    """Return whether a model of the hub is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)

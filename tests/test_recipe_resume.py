@@ -31,7 +31,7 @@ NO_DROPOUT = ("--model.dropout", "0", "--model.temporal.options.dropout", "0")
 # Loaded once, by the server from which every run is forked: a run then costs about a second.
 PRELOAD = [
     "torch", "accelerate", "tyro", "tqdm", "peft", "transformers.models.dinov2.modeling_dinov2",
-    "mmau.encoders.vision", "mmau.evaluation", "mmau.inference", "mmau.plot", "mmau.data.synthetic",
+    "mmau.encoders.vision", "mmau.evaluation", "mmau.inference", "mmau.plot", "mmau.synthetic",
     "matplotlib.pyplot",
 ]  # fmt: skip
 
@@ -164,7 +164,7 @@ def test_killed_in_every_stage_with_workers_and_without(prepared):
     run.kill_after(total - 1)  # one average is taken, the other not
     run.finish()
     assert_same(prepared, run)
-    assert "goes on from step" in run.said.read_text()
+    assert "resumes from step" in run.said.read_text()
 
 
 def test_two_processes_killed_equal_two_that_were_not(prepared):

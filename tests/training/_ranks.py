@@ -9,13 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmau.modules import AsymmetricLoss
-from mmau.training import (
-    MicroBatchSampler,
-    StepOrder,
-    gather_by_name,
-    rank_and_size,
-    sum_over_ranks,
-)
+from mmau.training import StepOrder, gather_by_name, sum_over_ranks
 
 
 def data(num_items=7, t=5, d=6, c=3):
@@ -40,16 +34,10 @@ def gradients(num_ranks, rank, accumulate):
     found = []
     for step in range(order.steps_per_epoch):
         labelled = (y[order.batch(step)] >= 0).sum()
-        sampler = MicroBatchSampler(
-            order,
-            first_step=step,
-            last_step=step + 1,
-            rank=rank,
-            num_ranks=num_ranks,
-            accumulate=accumulate,
-        )
         model.zero_grad()
-        for keys in sampler:
+        for keys in order.micro_batches(
+            range(step, step + 1), rank=rank, num_ranks=num_ranks, accumulate=accumulate
+        ):
             items = [key.item for key in keys]
             target = y[items] if keys[0].counts else torch.full_like(y[items], -1)
             value = loss(wrapped(x[items].double()), target, normalizer=labelled)
@@ -65,7 +53,6 @@ def main():
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2
     )
     report = {
-        "rank_and_size": rank_and_size(),
         "sum": sum_over_ranks(torch.tensor([1.0 + rank])),
         "gathered": gather_by_name({f"video{rank}": rank}),
         "gradients": gradients(2, rank, 1),

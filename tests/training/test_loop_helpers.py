@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from mmau.progress import progress_bar
 from mmau.training import (
     BestSoFar,
     MetricsLog,
     NotFiniteError,
     check_finite,
     differing_settings,
-    read_metrics,
     seed_everything,
     set_learning_rates,
-    step_bar,
-    tensorboard_writer,
 )
+from mmau.training.log import read_metrics
 
 
 def draws():
@@ -116,23 +115,30 @@ def test_learning_rates_follow_the_step_alone():
         set_learning_rates(optimizer, -1.0)
 
 
-def test_bar_shows_loss_score_and_time_left(capsys):
-    with step_bar("train", 4, first=2) as bar:
-        bar(3, loss=0.123456, f1=None)
-        bar(4, loss=0.1, f1=0.5)
+def test_bar_shows_loss_score_and_time_left(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar("train", unit="steps") as progress:
+        progress(2, 4)
+        now[0] += 20
+        progress(3, 4, loss=0.123456, f1=None)
+        first = capsys.readouterr().err
+        progress(4, 4, loss=0.1, f1=0.5)
+    assert "3/4 [00:20<00:20" in first  # the steps of an earlier process took no time of this one
+    assert "loss=0.123" in first
+    assert "f1" not in first
     said = capsys.readouterr().err
     assert "4/4" in said
     assert "loss=0.1" in said
     assert "f1=0.5" in said
-    assert "f1=None" not in said
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with tensorboard_writer(tmp_path, step=4) as write:
-        write(5, {"step": 5, "epoch": 0, "loss": 0.5, "lr": {"new": 0.1}, "items": [1, 2]})
+    with MetricsLog(tmp_path / "metrics.jsonl", step=4, tensorboard=True) as log:
+        log.write({"step": 5, "epoch": 0, "loss": 0.5, "lr": {"new": 0.1}, "items": [1, 2]})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "lr/new"]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(5, 0.5)]

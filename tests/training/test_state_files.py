@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmau.training import Resumable, StateFileError, StateFiles, restore_tensors, trainable_tensors
+from mmau.training import Resumable, StateFileError, StateFiles
+from mmau.training.state import restore_tensors, trainable_tensors
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_full_disk_is_a_sentence_and_the_state_before_it_stays(states):
     with pytest.raises(
         StateFileError,
         match=r"the state of step 20 could not be written to .*No space left on device.*"
-        r"the run can go on from .*step-00000010\.pt",
+        r"the run can resume from .*step-00000010\.pt",
     ) as caught:
         states.save(20, {"weight": torch.zeros(100_000)})
     assert caught.value.__cause__.errno == errno.ENOSPC

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmau.training import ItemKey, MicroBatchSampler, StepOrder
+from mmau.training import ItemKey, StepOrder
 
 SIZES = st.integers(1, 40)
 
@@ -30,19 +30,15 @@ def test_every_epoch_takes_every_item_once_and_in_another_order(num_items, batch
 )
 def test_shares_and_pieces_add_up_to_the_batch(num_items, batch_size, num_ranks, accumulate, first):
     order = StepOrder(num_items, batch_size, 3)
-    samplers = [
-        MicroBatchSampler(
-            order,
-            first_step=first,
-            last_step=8,
-            rank=rank,
-            num_ranks=num_ranks,
-            accumulate=accumulate,
+    pieces = [
+        list(
+            order.micro_batches(
+                range(first, 8), rank=rank, num_ranks=num_ranks, accumulate=accumulate
+            )
         )
         for rank in range(num_ranks)
     ]
-    pieces = [list(sampler) for sampler in samplers]
-    assert {len(p) for p in pieces} == {len(samplers[0])} == {(8 - first) * accumulate}
+    assert {len(p) for p in pieces} == {(8 - first) * accumulate}
     for place, step in enumerate(range(first, 8)):
         taken = [
             key
@@ -56,15 +52,17 @@ def test_shares_and_pieces_add_up_to_the_batch(num_items, batch_size, num_ranks,
         assert all(k.item in order.batch(step) for k in taken)
 
 
-def test_a_resumed_loader_with_workers_goes_on_where_the_other_stopped():
+def test_a_resumed_loader_with_workers_starts_where_the_other_stopped():
     class Items(torch.utils.data.Dataset):
         def __getitem__(self, key):
             return torch.tensor([key.epoch, key.item])
 
     def loaded(first, workers):
-        sampler = MicroBatchSampler(StepOrder(7, 3, 5), first_step=first, last_step=6)
         loader = torch.utils.data.DataLoader(
-            Items(), batch_sampler=sampler, num_workers=workers, generator=torch.Generator()
+            Items(),
+            batch_sampler=StepOrder(7, 3, 5).micro_batches(range(first, 6)),
+            num_workers=workers,
+            generator=torch.Generator(),
         )
         return [batch.tolist() for batch in loader]
 
@@ -80,9 +78,9 @@ def test_errors():
     with pytest.raises(ValueError, match="`batch_size`"):
         StepOrder(4, 0)
     with pytest.raises(ValueError, match="`rank`"):
-        StepOrder(4, 2).share(0, rank=2, num_ranks=2)
+        StepOrder(4, 2).micro_batches(range(1), rank=2, num_ranks=2)
+    with pytest.raises(ValueError, match="`num_ranks`"):
+        StepOrder(4, 2).micro_batches(range(1), num_ranks=0)
     with pytest.raises(ValueError, match="`accumulate`"):
-        MicroBatchSampler(StepOrder(4, 2), last_step=1, accumulate=0)
-    with pytest.raises(ValueError, match="`first_step`"):
-        MicroBatchSampler(StepOrder(4, 2), first_step=3, last_step=1)
+        StepOrder(4, 2).micro_batches(range(1), accumulate=0)
     assert ItemKey(0, 1).counts

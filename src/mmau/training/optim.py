@@ -1,17 +1,15 @@
-"""The learning rate over the steps of a run."""
+"""Learning rates, parameter groups and the average of weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from mmau._checks import check_range
@@ -42,13 +40,16 @@ def warmup_cosine_factor(
         total_steps: Steps of the whole run.
         final_factor: Share at the end, in [0, 1]; above 0 leaves room for weight averaging.
         constant_steps: Steps at the end that `constant_factor` is for.
-        constant_factor: Their share of the peak, in [0, 1]; `None` goes on with the cosine.
+        constant_factor: Their share of the peak, in [0, 1]; `None` continues the cosine.
 
     Returns:
         A factor in [0, 1].
 
     Raises:
         ValueError: If an argument is out of range.
+
+    References:
+        Section 4.1 of the paper: cosine annealing after five epochs of linear warm-up.
 
     Examples:
         >>> [warmup_cosine_factor(s, warmup_steps=2, total_steps=6) for s in (0, 1, 2, 4, 6, 9)]
@@ -67,35 +68,6 @@ def warmup_cosine_factor(
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_cosine(
-    optimizer: Optimizer, *, warmup_steps: int, total_steps: int, final_factor: float = 0.0
-) -> LambdaLR:
-    """Build the scheduler of linear warm-up and cosine decay; each group keeps its own peak.
-
-    Args:
-        optimizer: Its groups hold their peak learning rates.
-        warmup_steps: Steps of linear warm-up; 0 for none.
-        total_steps: Steps of the whole run.
-        final_factor: Share of the peak at the end, in [0, 1].
-
-    Returns:
-        The scheduler; call `step()` once after each optimiser step.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    References:
-        Section 4.1 of the paper: cosine annealing after five epochs of linear warm-up.
-    """
-    factor = partial(
-        warmup_cosine_factor,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        final_factor=final_factor,
-    )
-    return LambdaLR(optimizer, factor)
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
@@ -250,14 +222,19 @@ class SubmoduleAverage:
         for name, average in self._averages.items():
             average.update_parameters(self._live[name])
 
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the mean and the weight of every parameter."""
+        if not self.num_updates:
+            raise RuntimeError("there is no mean yet: call `update()` first.")
+        for name, average in self._averages.items():
+            yield from zip(average.module.parameters(), self._live[name].parameters(), strict=True)
+
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, average in self._averages.items():
-            pairs = zip(average.module.parameters(), self._live[name].parameters(), strict=True)
-            for mean, live in pairs:
-                kept = live.clone()
-                live.copy_(mean)
-                mean.copy_(kept)
+        for mean, live in self._pairs():
+            kept = live.clone()
+            live.copy_(mean)
+            mean.copy_(kept)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -269,29 +246,21 @@ class SubmoduleAverage:
         Raises:
             RuntimeError: If `update` was never called.
         """
-        self._require_updates()
         self._exchange()
         try:
             yield
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def apply(self) -> None:
         """Put the mean in place of the weights for good.
 
         Raises:
             RuntimeError: If `update` was never called.
         """
-        self._require_updates()
-        with torch.no_grad():
-            for name, average in self._averages.items():
-                pairs = zip(average.module.parameters(), self._live[name].parameters(), strict=True)
-                for mean, live in pairs:
-                    live.copy_(mean)
-
-    def _require_updates(self) -> None:
-        if not self.num_updates:
-            raise RuntimeError("there is no mean yet: call `update()` first.")
+        for mean, live in self._pairs():
+            live.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the means, for a checkpoint.

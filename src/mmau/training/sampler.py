@@ -11,26 +11,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from mmau._checks import check_range
 
 T = TypeVar("T")
 
 
-def rank_and_size() -> tuple[int, int]:
-    """Return the number of this process and how many there are: (0, 1) without a process group.
-
-    Returns:
-        Rank and size.
-
-    Examples:
-        >>> rank_and_size()
-        (0, 1)
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+# ------------------------------------------------------------------ between processes
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -52,7 +41,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
         tensor([2., 3.])
     """
     total = value.detach().clone()
-    if rank_and_size()[1] > 1:
+    if _is_distributed():
         dist.all_reduce(total)
     return total
 
@@ -73,10 +62,9 @@ def gather_by_name(mine: Mapping[str, T]) -> dict[str, T]:
         >>> gather_by_name({"b": 2, "a": 1})
         {'a': 1, 'b': 2}
     """
-    num_ranks = rank_and_size()[1]
     shares: list[Any] = [dict(mine)]
-    if num_ranks > 1:
-        shares = [None] * num_ranks
+    if _is_distributed():
+        shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, dict(mine))
     collected: dict[str, T] = {}
     for share in shares:
@@ -88,7 +76,7 @@ def gather_by_name(mine: Mapping[str, T]) -> dict[str, T]:
 
 
 def share_longest_first(sizes: Mapping[str, float], num_ranks: int) -> list[list[str]]:
-    """Deal jobs of known size to processes so that all finish at about the same time.
+    """Assign jobs of known size to processes so that all finish at about the same time.
 
     The longest job goes first, each to the process that has least to do. The result depends on the
     arguments alone, so processes agree without talking.
@@ -119,6 +107,7 @@ def share_longest_first(sizes: Mapping[str, float], num_ranks: int) -> list[list
     return shares
 
 
+# ------------------------------------------------------------------ the order of the data
 class ItemKey(NamedTuple):
     """What a data set is asked for: augmentation may depend on `(seed, epoch, item)` only."""
 
@@ -127,7 +116,7 @@ class ItemKey(NamedTuple):
     item: int
     """Number of the item."""
     counts: bool = True
-    """False for a filler: a process without a share still takes part, with no labels."""
+    """False for padding: a process without a share still takes part, with no labels."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +141,11 @@ class StepOrder:
         3
         >>> sorted(i for step in range(3) for i in order.batch(step))
         [0, 1, 2, 3, 4]
-        >>> order.batch(0) == order.share(0, rank=0, num_ranks=2) + order.share(
-        ...     0, rank=1, num_ranks=2)
+        >>> order.batch(2) == [key.item for key in next(order.micro_batches(range(2, 3)))]
         True
+        >>> [[key.counts for key in keys]  # a single item for two processes
+        ...  for keys in order.micro_batches(range(2, 3), rank=1, num_ranks=2)]
+        [[False]]
     """
 
     num_items: int
@@ -184,81 +175,40 @@ class StepOrder:
         order = _shuffled(self.num_items, self.seed, epoch)
         return list(order[place * self.batch_size : (place + 1) * self.batch_size])
 
-    def share(self, step: int, *, rank: int, num_ranks: int) -> list[int]:
-        """Return what one process takes of a step; may be empty in a short last batch.
+    def micro_batches(
+        self, steps: range, *, rank: int = 0, num_ranks: int = 1, accumulate: int = 1
+    ) -> Iterator[list[ItemKey]]:
+        """Yield one process's share of every step, in `accumulate` parts: a `batch_sampler`.
+
+        One iterator runs through all epochs, so that workers never stop and a resumed run starts
+        right at its step. Every process gets the same number of parts; one with nothing to do gets
+        an item whose labels do not count.
 
         Args:
-            step: Step of the run, from 0.
-            rank: Number of the process, from 0.
+            steps: Steps of the run.
+            rank: Number of this process, from 0.
             num_ranks: Number of processes.
+            accumulate: Parts of a step, whose gradients are added up.
 
         Returns:
-            Numbers of the items; the shares of all processes make up the batch.
+            Keys of the items, part by part; those of all processes make up the batch.
 
         Raises:
-            ValueError: If there is no such process.
+            ValueError: If a number is out of range.
         """
+        check_range("accumulate", accumulate, 1)
         check_range("num_ranks", num_ranks, 1)
         check_range("rank", rank, 0, num_ranks - 1)
-        return self.batch(step)[rank::num_ranks]
+
+        def keys(step: int, part: int) -> list[ItemKey]:
+            epoch = step // self.steps_per_epoch
+            batch = self.batch(step)
+            mine = batch[rank::num_ranks][part::accumulate]
+            return [ItemKey(epoch, i) for i in mine] or [ItemKey(epoch, batch[0], counts=False)]
+
+        return (keys(step, part) for step in steps for part in range(accumulate))
 
 
 @lru_cache(maxsize=4)
 def _shuffled(num_items: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, epoch]).permutation(num_items).tolist())
-
-
-class MicroBatchSampler(Sampler[list[ItemKey]]):
-    """Hand one process its share of every step, in `accumulate` pieces, from a step on.
-
-    One iterator runs through all epochs, so that workers never stop and a resumed run starts right
-    at its step. Every process gets the same number of pieces; one with nothing to do gets a filler
-    whose labels do not count.
-
-    Args:
-        order: The order of the run.
-        first_step: Where to begin.
-        last_step: Where to stop; this step is not part of it.
-        rank: Number of this process.
-        num_ranks: Number of processes.
-        accumulate: Pieces of a step, whose gradients are added up.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Examples:
-        >>> order = StepOrder(num_items=3, batch_size=2)
-        >>> sampler = MicroBatchSampler(order, last_step=2, rank=1, num_ranks=2)
-        >>> [[key.counts for key in keys] for keys in sampler]  # two items, then a single one
-        [[True], [False]]
-    """
-
-    def __init__(
-        self,
-        order: StepOrder,
-        *,
-        first_step: int = 0,
-        last_step: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-        accumulate: int = 1,
-    ) -> None:
-        check_range("accumulate", accumulate, 1)
-        check_range("first_step", first_step, 0, max(0, last_step))
-        check_range("num_ranks", num_ranks, 1)
-        check_range("rank", rank, 0, num_ranks - 1)
-        self.order = order
-        self.steps = range(first_step, last_step)
-        self.rank, self.num_ranks, self.accumulate = rank, num_ranks, accumulate
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[ItemKey]]:
-        for step in self.steps:
-            epoch = step // self.order.steps_per_epoch
-            batch = self.order.batch(step)
-            share = self.order.share(step, rank=self.rank, num_ranks=self.num_ranks)
-            for piece in range(self.accumulate):
-                keys = [ItemKey(epoch, index) for index in share[piece :: self.accumulate]]
-                yield keys or [ItemKey(epoch, batch[0], counts=False)]

@@ -58,7 +58,7 @@ def check_finite(where: str, **numbers: float) -> None:
     """Raise if a number is NaN or infinite; called after backward and before the optimiser's step.
 
     Args:
-        where: Step and clips, for the sentence.
+        where: Step and clips, for the message.
         **numbers: Name to value, such as `loss` and `gradient_norm`.
 
     Raises:
@@ -76,22 +76,7 @@ def check_finite(where: str, **numbers: float) -> None:
 
 
 def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name the live tensors that change in training: trainable parameters, persistent buffers.
-
-    Frozen parameters come from where they came from: a download, the seed, or an earlier stage.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Name to tensor, not copies.
-
-    Examples:
-        >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)).requires_grad_(False)
-        >>> _ = model[1].requires_grad_(True)
-        >>> sorted(trainable_tensors(model))
-        ['1.bias', '1.num_batches_tracked', '1.running_mean', '1.running_var', '1.weight']
-    """
+    """Name the live tensors that change in training: trainable parameters, persistent buffers."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     state = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if name not in frozen}
@@ -99,22 +84,7 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Put saved tensors in place, if names and shapes agree exactly; else touch nothing.
-
-    Args:
-        model: The model.
-        saved: Name to value, as `trainable_tensors` named them.
-
-    Raises:
-        ValueError: If a name is missing or superfluous, or a shape differs.
-
-    Examples:
-        >>> model = nn.Linear(1, 1)
-        >>> restore_tensors(model, {"weight": torch.zeros(1, 1)})
-        Traceback (most recent call last):
-        ...
-        ValueError: the saved state does not fit Linear: 'bias' is missing.
-    """
+    """Put saved tensors in place, if names and shapes agree exactly; else touch nothing."""
     live = trainable_tensors(model)
     for name in sorted(live.keys() | saved.keys()):
         problem = None
@@ -343,7 +313,7 @@ class StateFileError(RuntimeError):
 
 
 class StateFiles:
-    """Keep the last states of a run in a folder, so that a killed run goes on where it was.
+    """Keep the last states of a run in a folder, so that a killed run resumes where it was.
 
     A state is written under another name, flushed to the disk and renamed: after a kill, a power
     cut or a full disk there is the state before or the state after, never half of one. Tensors,
@@ -400,7 +370,7 @@ class StateFiles:
 
         Args:
             step: Steps taken so far, not negative.
-            state: What is needed to go on.
+            state: What is needed to resume.
 
         Returns:
             The file.
@@ -423,7 +393,7 @@ class StateFiles:
             _flush_folder(self.folder)
         except OSError as error:
             last = self.newest()
-            kept = f"the run can go on from {last}" if last else "there is no earlier state"
+            kept = f"the run can resume from {last}" if last else "there is no earlier state"
             raise StateFileError(
                 f"the state of step {step} could not be written to {self.folder} "
                 f"({error.strerror or error}); {kept}."
@@ -433,17 +403,14 @@ class StateFiles:
             old.unlink(missing_ok=True)
         return path
 
-    def load(
-        self, path: Path | None = None, *, device: str | torch.device = "cpu"
-    ) -> tuple[int, dict[str, Any]]:
+    def load(self, path: Path | None = None) -> tuple[int, dict[str, Any]]:
         """Read a state.
 
         Args:
             path: One of `paths`; the newest if left out.
-            device: Where its tensors shall be.
 
         Returns:
-            Step and state.
+            Step and state, its tensors on the CPU.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -454,13 +421,12 @@ class StateFiles:
             raise FileNotFoundError(f"no training state in {self.folder}.")
         try:
             # From memory, so that any damage is an error here and not in the middle of training.
-            stored = torch.load(
-                io.BytesIO(path.read_bytes()), map_location=device, weights_only=True
-            )
+            content = io.BytesIO(path.read_bytes())
+            stored = torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises nearly anything
             raise StateFileError(
-                f"{path} is damaged ({type(error).__name__}); delete it to go on from the state "
-                "before it."
+                f"{path} is damaged ({type(error).__name__}); delete it to resume from the "
+                "state before it."
             ) from error
         if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
             raise StateFileError(f"{path} is not a training state of mmau.")

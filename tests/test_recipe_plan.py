@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mmau.training.planner import Cost, measure_cost, plan_step
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmau.models import Component, DetectorConfig, build_detector
-from mmau.training.planner import Cost, measure_cost, plan_step
 
 CONFIG = DetectorConfig(
     visual=Component("tiny", {"lora_rank": 4}),
@@ -126,3 +126,13 @@ def test_the_paper_is_counted_without_its_weights():
 def test_bad_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         plan_step(CONFIG, **{**SMALL, **wrong})
+
+
+def test_a_step_is_planned_from_a_preset(capsys):
+    main(["smoke", "--gpu-memory", "4", "--train-frames", "1000"])
+    text = capsys.readouterr().out
+    assert "preset smoke, one of 1 device(s), bf16" in text
+    assert "4 clips of 32 frames" in text
+    assert "h for an epoch of 8 steps" in text
+    with pytest.raises(SystemExit, match="no preset named 'papr'; did you mean 'paper'"):
+        main(["papr"])
