@@ -1,14 +1,20 @@
 """The planner counts what is really kept, and recommends what fits."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from mmau.training.planner import Cost, measure_cost, plan_step
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmau.models import Component, DetectorConfig, build_detector
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+from affwild2_plan import Cost, main, measure_cost, plan_step
+
+sys.path.pop(0)
 
 CONFIG = DetectorConfig(
     visual=Component("tiny", {"lora_rank": 4}),
