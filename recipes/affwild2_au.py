@@ -197,12 +197,11 @@ def train_detector(
     clips = TrainingClips(videos["train"], config, tokens)
     num_ranks = accelerator.num_processes
     if len(clips) < num_ranks:
-        stop_if(
-            [
-                f"{num_ranks} processes cannot share {len(clips)} training clips; start at most "
-                f"{len(clips)}, or cut shorter clips with --data.clip-frames."
-            ]
+        problem = (
+            f"{num_ranks} processes cannot share {len(clips)} training clips; start at most "
+            f"{len(clips)}, or cut shorter clips with --data.clip-frames."
         )
+        stop_if([problem])
     averaged = ["merge", "temporal", "head_norm", "head"]
     averaged += ["hga"] if detector.hga is not None and not tokens else []
     averaged += ["audio_cross_attention"] if detector.audio_cross_attention is not None else []

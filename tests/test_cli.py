@@ -1,21 +1,19 @@
 """The commands, called as functions: what they write, say and return."""
 
 import json
-import queue
 import shutil
 import subprocess
-import time
 
 import numpy as np
 import pytest
 import torch
 
-from mmau.cli import console, doctor, main
+from mmau.cli import doctor, main
 from mmau.cli.completion import completion_script
-from mmau.cli.console import Console, UserError, clock, find_videos, is_single_file
+from mmau.cli.console import Console, find_videos, is_single_file, run_batch
 from mmau.cli.doctor import torchaudio_status
 from mmau.cli.parser import build_parser
-from mmau.inference import read_table
+from mmau.inference import AUPredictor, read_table
 from mmau.models import Component, DetectorConfig, build_detector, save_pretrained
 from mmau.synthetic import SyntheticConfig, render_clip, write_movie
 
@@ -99,20 +97,20 @@ def test_processes_write_what_one_process_writes(films, checkpoint, tmp_path, ca
     assert set(events[-1]["stages"]) == {"decode", "detect", "encode", "sound", "temporal"}
 
 
-def test_a_worker_that_cannot_start_says_why(monkeypatch):
+def test_a_worker_that_cannot_start_says_why(tmp_path):
     """In a worker process; an executor would only say that it broke."""
-    monkeypatch.setattr("signal.signal", lambda *arguments: None)
-    monkeypatch.setattr(console, "_work", None)
-    monkeypatch.setattr(console, "_shares", None)
-
-    def start(options):
-        raise FileNotFoundError(f"no such folder: {options}.")
-
-    shares = queue.Queue()
-    console._start_worker(start, "nowhere", shares)
-    with pytest.raises(UserError, match=r"no such folder: nowhere\."):
-        console._work_in_worker(0, "job")
-    assert shares.get() == (0, 1.0)
+    shown = []
+    outcomes = run_batch(
+        ["first", "second"],
+        AUPredictor.from_pretrained,  # which refuses a folder that is not there
+        tmp_path / "nowhere",
+        processes=2,
+        progress=lambda done, total, **numbers: shown.append((done, total)),
+    )
+    found = {outcome.job: outcome.reason for outcome in outcomes}
+    assert set(found) == {"first", "second"}
+    assert all("no such folder" in reason and "nowhere" in reason for reason in found.values())
+    assert (shown[0], shown[-1]) == ((0, 2), (2, 2))
 
 
 def test_one_video_says_where_the_time_goes(films, checkpoint, tmp_path, capsys):
@@ -234,7 +232,8 @@ def test_files_folders_and_patterns(films, monkeypatch):
 # ---------------------------------------------------------------------- the rest
 def test_bars_appear_after_a_second_and_know_the_rest(monkeypatch, capsys):
     now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Console().progress("working") as progress:
         progress(0, 100)
         now[0] += 0.5
@@ -242,18 +241,52 @@ def test_bars_appear_after_a_second_and_know_the_rest(monkeypatch, capsys):
         assert capsys.readouterr().err == ""
         now[0] += 1.5
         progress(25, 100)
-        now[0] += 1
-        progress(26, 100)  # not every step, in a log file
-    line = capsys.readouterr().err
-    assert line == "working  25% |######..................| 25/100 frames, 12.5/s, 0:06 left\n"
+        line = capsys.readouterr().err
+        now[0] += 0.05
+        progress(26, 100)  # not every step
+        assert capsys.readouterr().err == ""
+    assert line.startswith("\rworking:  25%|")
+    assert line.endswith("| 25/100 [00:02<00:06, 12.50 frames/s]")
     with Console(quiet=True).progress("working") as progress:
+        progress(0, 100)
         now[0] += 100
         progress(50, 100)
     assert capsys.readouterr().err == ""
-    assert clock(59.6) == "1:00"
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_log_file_gets_a_bar_every_ten_seconds(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with Console().progress("working") as progress:
+        progress(40, 100)  # done before, by a cache
+        for done in range(41, 81):
+            now[0] += 0.5
+            progress(done, 100)
+    bars = [bar for bar in capsys.readouterr().err.strip().split("\r") if bar]
+    assert [bar.split("| ")[1] for bar in bars] == [
+        "60/100 [00:10<00:20,  2.00 frames/s]",
+        "80/100 [00:20<00:10,  2.00 frames/s]",
+        "80/100 [00:20<00:10,  2.00 frames/s]",
+    ]
+
+
+def test_a_program_gets_an_event_every_second(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Console(quiet=True, json_lines=True).progress("working") as progress:
+        progress(0, 100)
+        for done in range(1, 9):
+            now[0] += 0.25
+            progress(done, 100)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["done"] for event in events] == [4, 8]
+    assert events[-1]["rate"] == 4.0
+    assert events[-1]["eta_seconds"] == 23.0
+    assert {event["event"] for event in events} == {"progress"}
+    assert {event["unit"] for event in events} == {"frames"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
 def test_completion_scripts_are_valid_and_complete(shell, capsys):
     assert run("completion", shell) == 0
     script = capsys.readouterr().out
@@ -272,16 +305,17 @@ def test_completion_scripts_are_valid_and_complete(shell, capsys):
         ("mmau predict --fa", {"--face"}),
         ("mmau predict --face l", {"largest", "left"}),
         ("mmau completion f", {"fish"}),
-        ("mmau predict talk", set()),  # file names are the shell's own
+        ("mmau predict on", {"one.mp4"}),
+        ("mmau predict a.mp4 --checkpoint de", {"deep"}),
     ],
 )
-def test_bash_completes(line, expected):
+def test_bash_completes(films, line, expected):
     words = line.split(" ")
     quoted = " ".join(f"'{word}'" for word in words)
     script = completion_script(build_parser(), "bash")
-    ask = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _mmau; echo ${{COMPREPLY[@]}}"
+    ask = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _shtab_mmau; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(
-        ["bash", "-c", f"{script}\n{ask}"], text=True, check=True, capture_output=True
+        ["bash", "-c", f"{script}\n{ask}"], text=True, check=True, capture_output=True, cwd=films
     )
     assert set(done.stdout.split()) == expected
 
