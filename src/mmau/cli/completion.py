@@ -40,4 +40,4 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
         for action in command._actions:
             if action.nargs != 0 and action.choices is None and action.type is None:
                 action.complete = shtab.FILE
-    return str(shtab.complete(parser, shell))
+    return str(shtab.complete(parser, shell)).strip()
