@@ -279,7 +279,7 @@ def run_seed(name: str, seed: int, ablation: AblationConfig) -> None:
         }
         with atomic_write(results[key]) as partial:
             torch.save(record, partial)
-    for states in folder.rglob("states"):
+    for states in folder.glob("*/*/states"):
         StateFiles(states).clear()
 
 
