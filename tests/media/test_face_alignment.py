@@ -89,6 +89,12 @@ def test_pixels_go_where_points_go(scale, angle):
     np.testing.assert_allclose(spot_centre(crop), transform_points(centre, matrix)[0], atol=0.1)
 
 
+def test_a_shift_by_whole_pixels_copies_them():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    crop = crop_similarity(image, similarity(1, 0, -2, -1), 2)
+    np.testing.assert_array_equal(crop, image[1:3, 2:4])
+
+
 @pytest.mark.parametrize("factor", [2, 3.7, 8])
 def test_shrinking_averages_instead_of_skipping(factor):
     """A one pixel chessboard becomes grey, not another chessboard."""

@@ -111,6 +111,10 @@ def test_segments_have_the_lengths_of_the_options(seed):
                 assert low - 0.011 <= (stop - start) / 100 <= high + 0.011
 
 
+def test_ranges_are_the_runs_of_hidden_frames():
+    assert hidden_ranges(np.array([True, False, True, True])) == [(0, 1), (2, 4)]
+
+
 def test_no_hidden_segment_on_request():
     assert not plan_clip(3, config=SyntheticConfig(hidden=(0, 0))).hidden.any()
 

@@ -95,12 +95,6 @@ def crop_similarity(
 
     Coordinates have their origin at the top-left corner of the top-left pixel, whose centre is at
     (0.5, 0.5), in the image and in the crop.
-
-    Examples:
-        >>> image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-        >>> crop = crop_similarity(image, np.array([[1.0, 0.0, -2.0], [0.0, 1.0, -1.0]]), 2)
-        >>> bool((crop == image[1:3, 2:4]).all())
-        True
     """
     cv2 = require("cv2", purpose="aligning faces", extra="landmarks")
     to_crop = np.asarray(matrix, dtype=np.float64)

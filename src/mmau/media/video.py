@@ -68,13 +68,7 @@ class VideoFrame:
 
 
 def rotate_upright(image: NDArray[np.uint8], rotation: float) -> NDArray[np.uint8]:
-    """Turn a stored frame as its container asks.
-
-    Examples:
-        >>> rotate_upright(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), -90)[..., 0]
-        array([[0],
-               [3]], dtype=uint8)
-    """
+    """Turn a stored frame as its container asks, by degrees counter-clockwise."""
     turns = int(rotation // 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 

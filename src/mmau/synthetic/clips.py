@@ -175,12 +175,7 @@ def render_clip(
 
 
 def hidden_ranges(hidden: np.ndarray) -> list[tuple[int, int]]:
-    """List the runs of true values.
-
-    Examples:
-        >>> hidden_ranges(np.array([True, False, True, True]))
-        [(0, 1), (2, 4)]
-    """
+    """List the runs of true values as (start, stop)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], hidden.astype(np.int8), [0]])))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
