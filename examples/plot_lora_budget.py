@@ -15,14 +15,14 @@ import matplotlib.pyplot as plt
 import torch
 
 from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
+from mmau.encoders.backbone import count_parameters
 
 
 def budget(registry, name: str, weights: str, **options) -> tuple[int, int]:
     """Count trainable and all parameters of an encoder."""
     with torch.device("meta"):
         encoder = registry.create(name, weights, pretrained=False, **options)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in encoder.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    return count_parameters(encoder)
 
 
 attention = {"d_bottleneck": None, "lora_place": "attention", "attention": "sdpa"}

@@ -1,7 +1,7 @@
 """Images to patch tokens, waveforms to timed features: adapters to pretrained networks.
 
-Importing this package loads no heavy library; `DINOv2Encoder` and `WavLMEncoder` load theirs when
-they are first asked for.
+Importing this package loads no heavy library; the classes around models of transformers load it
+when they are first asked for.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ __all__ = ["BottleneckAdapter", "LayerMix", "count_parameters"]
 class AdapterOptions:
     """What learns in an encoder around a pretrained backbone.
 
-    With the defaults nothing is added and pretrained weights stay as they are. Registered names
-    take the same options one by one: `VISUAL_ENCODERS.create("dinov2", lora_rank=4)`.
+    With the defaults nothing is added and pretrained weights stay as they are. A record replaces
+    what is usual for an encoder as a whole: WavLM with LoRA beside its usual mix of layers is
+    `AdapterOptions(lora_rank=8, mix_layers=True)`. Registered names take the same options one by
+    one and keep what is usual for the others: `AUDIO_ENCODERS.create("wavlm", lora_rank=8)`.
 
     Raises:
         ValueError: If a value is out of range, or LoRA is asked for next to a trainable backbone.
