@@ -157,6 +157,8 @@ def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wavlm"}))
     with pytest.raises(ValueError, match=r"is a WavLM, .* use the audio encoder 'wavlm'"):
         AUDIO_ENCODERS.create("hf_speech", name=str(tmp_path))
+    with pytest.raises(TypeError, match=r"pass it, HuggingFaceVisualEncoder\(model\)"):
+        HuggingFaceVisualEncoder.from_config(IMAGE)
     with pytest.raises(ValueError, match=r"must be multiples of the patch size 8; got 30 x 32"):
         HuggingFaceVisualEncoder(VISION["vit"]())(torch.rand(1, 3, 30, 32))
 

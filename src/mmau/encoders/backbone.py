@@ -451,10 +451,15 @@ class AdaptedBackbone(nn.Module):
             The encoder.
 
         Raises:
-            TypeError: If `config` has a key that is no field.
+            TypeError: If `config` has a key that is no field, or the class serves any model.
         """
         from transformers import AutoModel
 
+        if not cls.family.configs:
+            raise TypeError(
+                f"{cls.__name__} serves many kinds of models: build one with transformers and pass "
+                f"it, {cls.__name__}(model)."
+            )
         _check_config_keys(config, cls.family.configs)
         if adapters is None:
             adapters = replace(
