@@ -188,7 +188,7 @@ def test_roots_that_cannot_be_right(root, tmp_path):
         find_trials(root)
 
 
-def test_a_trial_in_both_splits_is_refused(root):
+def test_a_trial_in_both_splits_raises(root):
     write(root / "AU_Detection_Challenge" / "Validation_Set" / "video10_1_left.txt", HEADER)
     with pytest.raises(
         ValueError, match=r"1 trials are in both splits .* such as 'video10_1_left'"
@@ -196,7 +196,7 @@ def test_a_trial_in_both_splits_is_refused(root):
         find_trials(root)
 
 
-def test_missing_pieces_are_named(root):
+def test_missing_folders_are_named(root):
     for path in (root / "AU_Detection_Challenge" / "Validation_Set").iterdir():
         path.unlink()
     with pytest.raises(FileNotFoundError, match="no annotation of the validation split"):
@@ -312,7 +312,7 @@ def test_a_count_off_by_one_is_masked_and_reported_never_shifted(frames, report)
 @pytest.mark.parametrize(
     ("numbers", "message"), [([0, 1], "1-based frame numbers; got 0"), ([2, 2], "number once")]
 )
-def test_impossible_numbers_are_refused(numbers, message):
+def test_impossible_numbers_raise(numbers, message):
     with pytest.raises(ValueError, match=message):
         join_labels(np.zeros((3, 1), dtype=np.int8), numbers)
 

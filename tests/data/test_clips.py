@@ -225,7 +225,7 @@ def mirror(clip, **options):
     return ClipAugmentation(flip=1.0, **options)(clip, epoch=0, index=0)
 
 
-def test_lengths_that_are_given_spare_reading_the_trials():
+def test_with_lengths_no_trial_is_read_before_its_clips():
     class Lazy(dict):
         reads = 0
 

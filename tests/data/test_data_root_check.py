@@ -15,21 +15,21 @@ def adversarial(tmp_path_factory):
     return write_adversarial_root(tmp_path_factory.mktemp("root") / "root").root
 
 
-def said(findings, severity=None):
+def messages(findings, severity=None):
     return [str(f) for f in findings if severity in (None, f.severity)]
 
 
 def one(findings, *words):
-    found = [text for text in said(findings) if all(word in text for word in words)]
-    assert len(found) == 1, (words, said(findings))
+    found = [text for text in messages(findings) if all(word in text for word in words)]
+    assert len(found) == 1, (words, messages(findings))
     return found[0]
 
 
-def test_every_trap_is_said_in_plain_words(adversarial):
+def test_every_trap_is_reported(adversarial):
     calls = []
     findings = check_data_root(adversarial, progress=lambda *numbers: calls.append(numbers))
     assert calls[-1] == (14, 14)
-    assert said(findings, "error") == []  # every one of them is handled
+    assert messages(findings, "error") == []  # every one of them is handled
     order = ["error", "warning", "note"]
     ranks = [order.index(finding.severity) for finding in findings]
     assert ranks == sorted(ranks)
@@ -63,7 +63,7 @@ def test_every_trap_is_said_in_plain_words(adversarial):
 
 
 def test_without_opening_videos(adversarial):
-    texts = " ".join(said(check_data_root(adversarial, open_videos=False)))
+    texts = " ".join(messages(check_data_root(adversarial, open_videos=False)))
     assert "announces" not in texts
     assert "8 Action Units" in texts
 
@@ -124,7 +124,7 @@ BREAKS = [
 @pytest.mark.parametrize(("harm", "message"), BREAKS)
 def test_what_cannot_be_used_is_an_error(root, harm, message):
     harm(root)
-    errors = said(check_data_root(root), "error")
+    errors = messages(check_data_root(root), "error")
     assert any(message in text for text in errors), errors
 
 
@@ -140,7 +140,7 @@ def test_several_releases_of_the_annotations(root):
     for release in ("first", "second"):
         shutil.copytree(root / "AU_Detection_Challenge", root / release / "AU_Detection_Challenge")
     shutil.rmtree(root / "AU_Detection_Challenge")
-    errors = said(check_data_root(root, open_videos=False), "error")
+    errors = messages(check_data_root(root, open_videos=False), "error")
     assert any("several folders hold annotations" in text for text in errors)
 
 

@@ -381,7 +381,7 @@ def test_a_name_stays_in_the_folder(tmp_path, clip, name):
         ),
     ],
 )
-def test_wrong_options_are_refused(tmp_path, clip, options, error, message):
+def test_wrong_options_raise(tmp_path, clip, options, error, message):
     with pytest.raises(error, match=message):
         prepare_dataset({"a": clip}, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_no_half_file(cache, sources):
     assert [path.name for path in cache.folder.iterdir()] == ["a.safetensors"]
 
 
-def test_no_room_is_said_before_work_starts(cache, sources, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_work_starts(cache, sources, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     assert not cache.estimate(sources).fits
     with pytest.raises(CacheError, match=r"the features of 4 trials need \d\.\d kB, but 100 B are"):
@@ -305,7 +305,7 @@ def test_every_single_flipped_byte_is_noticed(cache, sources):
     check_all(cache, [source])
 
 
-def test_altered_and_cut_files_are_refused_in_a_sentence(cache, sources):
+def test_altered_and_cut_files_raise_and_say_what_to_do(cache, sources):
     files = cache.fill(sources, rows_of)
     path, good = files["a"], files["a"].read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -364,7 +364,7 @@ def test_a_changed_source_makes_its_features_stale(cache, sources, monkeypatch):
         cache.load(sources[2])
 
 
-# -------------------------------------------------------------------------------- what is refused
+# ----------------------------------------------------------------------------- wrong arguments
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
@@ -391,7 +391,7 @@ def test_rows_that_do_not_fit(cache, sources, rows, error, message):
     assert list(cache.folder.iterdir()) == []
 
 
-def test_half_precision_of_the_brain_is_accepted(tmp_path, sources):
+def test_bfloat16_is_accepted(tmp_path, sources):
     cache = FeatureCache(tmp_path / "f", FeatureLayout({"x": ((), "float32")}), encoder="e")
     cache.fill(sources[:1], lambda source: [{"x": torch.full((9,), 1.5, dtype=torch.bfloat16)}])
     assert cache.load(sources[0])["x"].tolist() == [1.5] * 9
@@ -417,7 +417,7 @@ def test_half_precision_of_the_brain_is_accepted(tmp_path, sources):
         (lambda c, s: prepared_sources({"a": "no/such"}), CacheError, "no such prepared file: no/"),
     ],
 )
-def test_refusals(cache, sources, call, error, message):
+def test_wrong_arguments_raise(cache, sources, call, error, message):
     with pytest.raises(error, match=message):
         call(cache, sources)
 
@@ -495,7 +495,7 @@ def test_tokens_of_a_prepared_trial(tmp_path, prepared, frames_per_chunk):
     assert not stored["overall"][~trial.valid].any()
 
 
-def test_a_noisy_encoder_is_refused(prepared):
+def test_an_encoder_in_training_mode_raises(prepared):
     (source,) = prepared_sources({"v": prepared[1]})
     with pytest.raises(ValueError, match=r"in training mode, .* call \.eval\(\) first"):
         list(token_rows(source, encoder=Patches()))

@@ -64,7 +64,7 @@ def assert_same(one, other):
 
 
 # ---------------------------------------------------------------------- one video
-def test_every_frame_has_a_row_and_hidden_ones_say_so(trial):
+def test_every_frame_has_a_row_also_without_a_face(trial):
     hidden = np.arange(12) // 4 == 1
     np.testing.assert_array_equal(trial.valid, ~hidden)
     assert trial.crops.shape == (12, 48, 48, 3)
@@ -154,7 +154,7 @@ def test_progress_counts_frames(clip):
         ({"file": "talk.npz"}, ValueError, r"`file` must end in \.safetensors; got 'talk\.npz'"),
     ],
 )
-def test_wrong_options_are_refused(clip, options, error, message):
+def test_wrong_options_raise(clip, options, error, message):
     with pytest.raises(error, match=message):
         prepare_video(clip, **options)
 
@@ -245,7 +245,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 @pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize("keep", [0, 5, 100, 900, -1])
-def test_a_cut_file_is_refused(tmp_path, keep, memory_map):
+def test_a_cut_file_raises(tmp_path, keep, memory_map):
     path = save_trial(small_trial(), tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CacheError, match=r"not a complete prepared file; delete it: .*a\.safet"):
@@ -271,12 +271,12 @@ def test_another_safetensors_file_is_not_a_trial(tmp_path):
         load_trial(path)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(CacheError, match=r"no such prepared file: .*absent"):
         load_trial(tmp_path / "absent.safetensors")
 
 
-def test_a_stale_file_is_refused_with_what_changed(tmp_path, clip):
+def test_a_stale_file_raises_with_what_changed(tmp_path, clip):
     made = source_fingerprint(clip, crop_size=48)
     wanted = source_fingerprint(clip, crop_size=64)
     path = save_trial(small_trial(), tmp_path / "a.safetensors", fingerprint=made)
@@ -332,7 +332,7 @@ def test_rows_of_a_file_must_follow_one_another(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_sentences_that_fill_the_header_are_refused(tmp_path):
+def test_warnings_that_do_not_fit_the_header_raise(tmp_path):
     with pytest.raises(ValueError, match=r"names and warnings need \d+ bytes; there are \d+"):
         save_trial(small_trial(warnings=("x" * 70000,)), tmp_path / "a.safetensors")
     assert os.listdir(tmp_path) == []
