@@ -320,21 +320,7 @@ def open_trial(path: Path, crop_size: int) -> Iterator[TrialWriter]:
 def save_trial(
     trial: PreparedTrial, path: str | os.PathLike[str], *, fingerprint: str = ""
 ) -> Path:
-    """Write a prepared trial as one safetensors file, complete or not at all.
-
-    Args:
-        trial: What to write.
-        path: File to write or replace; its folder is made if need be.
-        fingerprint: What it was made from, by `source_fingerprint`.
-
-    Returns:
-        The path.
-
-    Examples:
-        ```python
-        save_trial(prepare_video("talk.mp4"), "prepared/talk.safetensors")
-        ```
-    """
+    """Write a prepared trial as one safetensors file, complete or not at all; returns its path."""
     target = Path(path)
     with open_trial(target, trial.crop_size) as writer:
         for start in range(0, trial.num_frames, _ROWS_AT_ONCE):
