@@ -3,101 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mmau._checks import check_choice, check_range
+from mmau._checks import check_choice
 from mmau.functional.asymmetric_loss import (
     PerClass,
     Reduction,
     asymmetric_loss,
     asymmetric_posterior,
+    check_option,
     focal_loss,
     logits_from_asymmetric_posterior,
     masked_bce_loss,
 )
 from mmau.registry import Registry
-
-_SHARED = ("soft_labels", "ignore_index", "check_labels", "reduction")
-"""Options that every loss has under the same name as its function."""
-
-
-class BaseLoss(nn.Module):
-    """Keeps and prints the options; those given per Action Unit are buffers, so they move along."""
-
-    class_weight: Tensor | None
-
-    def __init__(
-        self,
-        class_weight: PerClass | None,
-        soft_labels: bool,
-        ignore_index: int | None,
-        check_labels: bool | None,
-        reduction: Reduction,
-        **options: PerClass | bool | None,
-    ) -> None:
-        super().__init__()
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
-        self.soft_labels = soft_labels
-        self.ignore_index = ignore_index
-        self.check_labels = check_labels
-        self.reduction: Reduction = reduction
-        for name, value in {**options, "class_weight": class_weight}.items():
-            if value is None or isinstance(value, (int, float)):
-                plain = value if value is None or isinstance(value, bool) else float(value)
-                setattr(self, name, plain)
-            else:
-                per_unit = torch.as_tensor(value, dtype=torch.float32)
-                self.register_buffer(name, per_unit, persistent=False)
-        check_all("class_weight", self.class_weight)
-        self._options = (*options, "class_weight", *_SHARED)
-
-    def shared_options(self) -> dict[str, Any]:
-        """Return the options that every loss passes on to its function."""
-        return {name: getattr(self, name) for name in ("class_weight", *_SHARED)}
-
-    @property
-    def posterior_options(self) -> dict[str, Any]:
-        """Options of `asymmetric_posterior` that describe this loss."""
-        raise NotImplementedError
-
-    def posterior(self, logits: Tensor) -> Tensor:
-        """Turn logits trained with this loss into calibrated probabilities, in closed form."""
-        return asymmetric_posterior(logits, **self.posterior_options)
-
-    def logits_from_posterior(self, prob: Tensor) -> Tensor:
-        """Find the logits that `posterior` turns into given probabilities.
-
-        For a threshold on the posterior that is applied to logits, and for the bias of a last layer
-        that should start at the frequency of each Action Unit.
-        """
-        return logits_from_asymmetric_posterior(prob, **self.posterior_options)
-
-    def extra_repr(self) -> str:
-        """Return the options that say something."""
-        shown = {name: getattr(self, name) for name in self._options}
-        values = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in shown.items()}
-        return ", ".join(
-            f"{name}={value!r}"
-            for name, value in values.items()
-            if (value is not None and value is not False) or name == "ignore_index"
-        )
-
-
-def check_all(
-    name: str,
-    value: float | Tensor | None,
-    *,
-    high: float | None = None,
-    open_low: bool = False,
-) -> None:
-    """Check an option once, when the module is built; the low end is 0."""
-    if value is None:
-        return
-    for number in value.flatten().tolist() if isinstance(value, Tensor) else [value]:
-        check_range(name, number, 0, high, open_low=open_low, open_high=True)
 
 
 class MultiLabelLoss(Protocol):
@@ -133,6 +55,83 @@ LOSSES.register_lazy(
 )
 
 
+class BaseLoss(nn.Module):
+    """Keeps, checks and prints the options; those given per Action Unit are buffers."""
+
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(
+        self,
+        *,
+        soft_labels: bool,
+        ignore_index: int | None,
+        check_labels: bool | None,
+        reduction: Reduction,
+        **formula: PerClass | bool | None,
+    ) -> None:
+        super().__init__()
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        for name, value in formula.items():
+            if value is None or isinstance(value, bool):
+                setattr(self, name, value)
+            elif isinstance(value, (int, float)):
+                check_option(name, value)
+                setattr(self, name, float(value))
+            else:
+                per_unit = torch.as_tensor(value, dtype=torch.float32)
+                for number in per_unit.flatten().tolist():
+                    check_option(name, number)
+                self.register_buffer(name, per_unit, persistent=False)
+        self.soft_labels, self.ignore_index = soft_labels, ignore_index
+        self.check_labels, self.reduction = check_labels, reduction
+        self._names = (*formula, "soft_labels", "ignore_index", "check_labels", "reduction")
+
+    def _options(self) -> dict[str, Any]:
+        """Options of the function, by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def forward(
+        self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            logits: `(..., c)`, one unbounded score per Action Unit.
+            target: `(..., c)`, 1, 0, or `ignore_index` or NaN where it is not known.
+            normalizer: What `"mean"` divides by instead of the number of labelled entries, such as
+                the count over all processes.
+
+        Returns:
+            Scalar, or `(..., c)` for `reduction="none"`.
+        """
+        return type(self).function(logits, target, normalizer=normalizer, **self._options())
+
+    @property
+    def posterior_options(self) -> dict[str, Any]:
+        """Options of `asymmetric_posterior` that describe this loss."""
+        raise NotImplementedError
+
+    def posterior(self, logits: Tensor) -> Tensor:
+        """Turn logits trained with this loss into calibrated probabilities, in closed form."""
+        return asymmetric_posterior(logits, **self.posterior_options)
+
+    def logits_from_posterior(self, prob: Tensor) -> Tensor:
+        """Find the logits that `posterior` turns into given probabilities.
+
+        For a threshold on the posterior that is applied to logits, and for the bias of a last layer
+        that should start at the frequency of each Action Unit.
+        """
+        return logits_from_asymmetric_posterior(prob, **self.posterior_options)
+
+    def extra_repr(self) -> str:
+        """Return the options that say something."""
+        return ", ".join(
+            f"{name}={value.tolist() if isinstance(value, Tensor) else value!r}"
+            for name, value in self._options().items()
+            if (value is not None and value is not False) or name == "ignore_index"
+        )
+
+
 class AsymmetricLoss(BaseLoss):
     r"""Asymmetric loss of section 4.2, over the labelled entries.
 
@@ -148,14 +147,12 @@ class AsymmetricLoss(BaseLoss):
         gamma_pos: Focusing exponent of positives, at least 0; one number or one per Action Unit.
         gamma_neg: Focusing exponent of negatives, at least 0; one number or one per Action Unit.
         margin: Probability shift `m`, in [0, 1); one number or one per Action Unit.
-        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
-            over the number of labelled entries.
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit.
         pos_weight: Weight of positives, above 0; one number or one per Action Unit.
         detach_focus: Whether the focusing weights are constants to the gradient.
-        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
+        soft_labels: Whether numbers between 0 and 1 are labels.
         ignore_index: Target value that marks a missing label, or `None`.
-        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
-            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
+        check_labels: Whether any other value raises; `None` does on a CPU.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -177,11 +174,7 @@ class AsymmetricLoss(BaseLoss):
         tensor([0.1473])
     """
 
-    gamma_pos: float | Tensor
-    gamma_neg: float | Tensor
-    margin: float | Tensor
-    pos_weight: float | Tensor | None
-    detach_focus: bool
+    function = staticmethod(asymmetric_loss)
 
     def __init__(
         self,
@@ -198,46 +191,16 @@ class AsymmetricLoss(BaseLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            class_weight,
-            soft_labels,
-            ignore_index,
-            check_labels,
-            reduction,
             gamma_pos=gamma_pos,
             gamma_neg=gamma_neg,
             margin=margin,
+            class_weight=class_weight,
             pos_weight=pos_weight,
             detach_focus=detach_focus,
-        )
-        check_all("gamma_pos", self.gamma_pos)
-        check_all("gamma_neg", self.gamma_neg)
-        check_all("margin", self.margin, high=1)
-        check_all("pos_weight", self.pos_weight, open_low=True)
-
-    def forward(
-        self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-            target: `(..., c)`, 1, 0, or `ignore_index` or NaN where it is not known.
-            normalizer: What `"mean"` divides by instead of the number of labelled entries, such as
-                the count over all processes.
-
-        Returns:
-            Scalar, or `(..., c)` for `reduction="none"`.
-        """
-        return asymmetric_loss(
-            logits,
-            target,
-            gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-            margin=self.margin,
-            pos_weight=self.pos_weight,
-            detach_focus=self.detach_focus,
-            normalizer=normalizer,
-            **self.shared_options(),
+            soft_labels=soft_labels,
+            ignore_index=ignore_index,
+            check_labels=check_labels,
+            reduction=reduction,
         )
 
     @property
@@ -255,13 +218,11 @@ class FocalLoss(BaseLoss):
     Args:
         gamma: Focusing exponent, at least 0; one number or one per Action Unit.
         alpha: Weight of positives in (0, 1), negatives get 1 - `alpha`; `None` for no weights.
-        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
-            over the number of labelled entries.
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit.
         detach_focus: Whether the focusing weights are constants to the gradient.
-        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
+        soft_labels: Whether numbers between 0 and 1 are labels.
         ignore_index: Target value that marks a missing label, or `None`.
-        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
-            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
+        check_labels: Whether any other value raises; `None` does on a CPU.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -281,6 +242,7 @@ class FocalLoss(BaseLoss):
     gamma: float | Tensor
     alpha: float | None
     detach_focus: bool
+    function = staticmethod(focal_loss)
 
     def __init__(
         self,
@@ -295,40 +257,14 @@ class FocalLoss(BaseLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            class_weight,
-            soft_labels,
-            ignore_index,
-            check_labels,
-            reduction,
             gamma=gamma,
             alpha=alpha,
+            class_weight=class_weight,
             detach_focus=detach_focus,
-        )
-        check_all("gamma", self.gamma)
-        if alpha is not None:
-            check_range("alpha", alpha, 0, 1, open_low=True, open_high=True)
-
-    def forward(
-        self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-            target: `(..., c)`, 1, 0, or `ignore_index` or NaN where it is not known.
-            normalizer: What `"mean"` divides by instead of the number of labelled entries.
-
-        Returns:
-            Scalar, or `(..., c)` for `reduction="none"`.
-        """
-        return focal_loss(
-            logits,
-            target,
-            gamma=self.gamma,
-            alpha=self.alpha,
-            detach_focus=self.detach_focus,
-            normalizer=normalizer,
-            **self.shared_options(),
+            soft_labels=soft_labels,
+            ignore_index=ignore_index,
+            check_labels=check_labels,
+            reduction=reduction,
         )
 
     @property
@@ -350,13 +286,11 @@ class MaskedBCELoss(BaseLoss):
     $$ L = -w\, y \log p - (1 - y) \log(1 - p) $$
 
     Args:
-        class_weight: Weight of an Action Unit, at least 0; one per Action Unit. The mean is still
-            over the number of labelled entries.
+        class_weight: Weight of an Action Unit, at least 0; one per Action Unit.
         pos_weight: Weight `w` of positives, above 0; one number or one per Action Unit.
-        soft_labels: Whether numbers between 0 and 1 are labels; the loss is linear in them.
+        soft_labels: Whether numbers between 0 and 1 are labels.
         ignore_index: Target value that marks a missing label, or `None`.
-        check_labels: Whether any other value raises; `None` does where that costs nothing, on a
-            CPU. Elsewhere, and in compiled code, it makes loss and gradient NaN.
+        check_labels: Whether any other value raises; `None` does on a CPU.
         reduction: `"mean"` over the labelled entries, `"sum"` or `"none"`.
 
     Shape:
@@ -376,6 +310,7 @@ class MaskedBCELoss(BaseLoss):
     """
 
     pos_weight: float | Tensor | None
+    function = staticmethod(masked_bce_loss)
 
     def __init__(
         self,
@@ -388,34 +323,12 @@ class MaskedBCELoss(BaseLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            class_weight,
-            soft_labels,
-            ignore_index,
-            check_labels,
-            reduction,
+            class_weight=class_weight,
             pos_weight=pos_weight,
-        )
-        check_all("pos_weight", self.pos_weight, open_low=True)
-
-    def forward(
-        self, logits: Tensor, target: Tensor, normalizer: float | Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            logits: `(..., c)`, one unbounded score per Action Unit.
-            target: `(..., c)`, 1, 0, or `ignore_index` or NaN where it is not known.
-            normalizer: What `"mean"` divides by instead of the number of labelled entries.
-
-        Returns:
-            Scalar, or `(..., c)` for `reduction="none"`.
-        """
-        return masked_bce_loss(
-            logits,
-            target,
-            pos_weight=self.pos_weight,
-            normalizer=normalizer,
-            **self.shared_options(),
+            soft_labels=soft_labels,
+            ignore_index=ignore_index,
+            check_labels=check_labels,
+            reduction=reduction,
         )
 
     @property
