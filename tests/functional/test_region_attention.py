@@ -17,9 +17,9 @@ SIZES = st.integers(1, 6)
 FOLDED = importlib.import_module("mmau.functional.region_attention")
 
 
-def in_parts(numbers):
+def in_chunks(numbers):
     """Let the folded attention take few frames at a time: one, if `numbers` is 1."""
-    return mock.patch.object(FOLDED, "PART_OF_A_CPU", numbers)
+    return mock.patch.object(FOLDED, "CPU_CHUNK", numbers)
 
 
 def arguments(batch=2, m=3, p=9, d=8, e=12, dtype=torch.float64):
@@ -72,7 +72,7 @@ def test_first_and_second_derivatives_through_context_and_attention():
         )
 
     for numbers in (1, 2**19):
-        with in_parts(numbers):
+        with in_chunks(numbers):
             assert torch.autograd.gradcheck(run, args)
             assert torch.autograd.gradgradcheck(run, args)
             # `gradgradcheck` overlooks a gradient that is missing altogether.
@@ -91,14 +91,14 @@ def test_first_and_second_derivatives_through_context_and_attention():
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_parts_of_the_batch_change_nothing(numbers, learns, masked, outputs):
+def test_chunks_of_the_batch_change_nothing(numbers, learns, masked, outputs):
     args = [value.detach() for value in arguments(batch=5)[:4]]
     for i in learns:
         args[i].requires_grad_()
     mask = torch.rand(5, 9) > 0.4 if masked else None
     results = []
     for implementation in ("sdpa", "folded"):
-        with in_parts(numbers):
+        with in_chunks(numbers):
             out = region_attention(
                 *args,
                 num_heads=2,
@@ -126,7 +126,7 @@ def test_any_layout_in_memory(implementation, numbers):
     ]
     wide = torch.randn(8, 24, dtype=torch.float64).requires_grad_()
     options = {"num_heads": 2, "implementation": implementation}
-    with in_parts(numbers):
+    with in_chunks(numbers):
         out = region_attention(
             *(x.transpose(-1, -2) for x in swapped), weights[0], wide[:, ::2], **options
         ).context
@@ -144,7 +144,7 @@ def test_any_layout_in_memory(implementation, numbers):
 def test_few_frames_at_a_time_without_gradients():
     args = [value.detach() for value in arguments(batch=5)]
     whole = region_attention(*args, num_heads=2, implementation="folded")
-    with in_parts(1):
+    with in_chunks(1):
         parts = region_attention(*args, num_heads=2, implementation="folded")
     assert_close(parts.context, whole.context, rtol=1e-12, atol=1e-12)
 
@@ -154,7 +154,7 @@ def test_few_frames_at_a_time_without_gradients():
 def test_computing_in_low_precision(dtype, numbers):
     exact = arguments(m=12, p=64, d=32, e=32)
     low = [value.detach().to(dtype).requires_grad_() for value in exact]
-    with in_parts(numbers):
+    with in_chunks(numbers):
         out = region_attention(*low, num_heads=4, implementation="folded").context
         assert out.dtype == dtype
         got = torch.autograd.grad(out.double().square().sum(), low)

@@ -6,11 +6,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmau.functional.region_attention import (
-    attention_on_grid,
     pool_shared_tokens,
     region_attention,
 )
-from mmau.modules.hga import HGA
+from mmau.modules.hga import HGA, HGAOutput
 
 
 def leaves(b=2, r=3, p=5, e=4):
@@ -106,11 +105,12 @@ def test_the_gradient_of_the_tokens_is_one_buffer(what):
 
 def test_attention_on_the_grid_is_a_view_row_by_row():
     attention = torch.arange(12.0).view(2, 6)
-    grid = attention_on_grid(attention, (2, 3))
+    out = HGAOutput(torch.zeros(2, 1), attention)
+    grid = out.attention_maps((2, 3))
     assert grid[1].tolist() == [[6, 7, 8], [9, 10, 11]]
     assert grid.data_ptr() == attention.data_ptr()
     with pytest.raises(ValueError, match="covers 6 patches, but a grid of 3 rows and 3 columns"):
-        attention_on_grid(attention, (3, 3))
+        out.attention_maps((3, 3))
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def test_values_and_gradients(implementation, dtype, tolerance, masked):
     assert max(errors(got, wanted)) < tolerance
 
 
-def test_parts_of_the_batch_change_nothing():
+def test_chunks_of_the_batch_change_nothing():
     args = arguments(b=5)
     whole = results(args, "folded")
-    with mock.patch.object(FOLDED, "PART_OF_A_GPU", 2 * 10 * 4 * 384):
+    with mock.patch.object(FOLDED, "GPU_CHUNK", 2 * 10 * 4 * 384):
         parts = results(args, "folded")
     assert max(errors(parts, whole)) < 1e-12
 
@@ -176,5 +176,5 @@ def test_memory_against_multihead_attention(frozen, part):
         weights = [weight for layer in layers for weight in layer.parameters()]
         torch.autograd.grad(out.sum(), [*([] if frozen else [queries, tokens]), *weights])
 
-    with mock.patch.object(FOLDED, "PART_OF_A_GPU", 2**22):
+    with mock.patch.object(FOLDED, "GPU_CHUNK", 2**22):
         assert peak(ours) <= part * peak(usual)

@@ -252,3 +252,24 @@ def test_wrong_input_is_refused():
         attend.reset_to_resampler()
     with pytest.raises(ValueError, match=r"`rate` must be in .0, inf.; got 0"):
         AsymmetricCrossAttention.resampler(8, rate=0)
+
+
+@pytest.mark.parametrize("block", [1, 7, 40])
+def test_attending_by_blocks_is_attending_at_once(block):
+    attention = AsymmetricCrossAttention(8, 6, 2, window=0.3).eval()
+    visual, features = torch.randn(2, 40, 8), torch.randn(2, 70, 6)
+    frames = torch.arange(40, dtype=torch.float64).expand(2, -1) / 15 + torch.tensor(
+        [[0.0], [0.05]]
+    )
+    times = torch.arange(70, dtype=torch.float64).expand(2, -1) / 50
+    mask = torch.rand(2, 70) < 0.8
+    mask[1] = False
+    frames[:, 20] = torch.nan  # padding
+    arguments = (visual, features, frames, times, mask)
+    whole, has_audio = attention.attend_by_blocks(*arguments)
+    blocks, _ = attention.attend_by_blocks(*arguments, block=block)
+    assert_close(blocks, whole, rtol=0, atol=1e-6)
+    distance = (frames[:, :, None] - times[:, None]).abs().masked_fill(~mask[:, None], torch.inf)
+    assert torch.equal(has_audio, (distance <= 0.3).any(-1))
+    assert not has_audio[1].any()
+    assert_close(whole[1], whole[1, :1].expand(40, -1))  # the null key alone

@@ -9,11 +9,9 @@ from mmau.functional.asymmetric_loss import (
     logits_from_asymmetric_posterior,
     masked_bce_loss,
 )
-from mmau.functional.landmark_patches import PatchRegions, landmark_patches
+from mmau.functional.landmark_patches import landmark_patches
 from mmau.functional.region_attention import (
     PooledRegions,
-    RegionAttention,
-    attention_on_grid,
     region_attention,
     region_pooling,
 )
@@ -24,19 +22,15 @@ from mmau.functional.selective_scan import (
     resolve_scan_backend,
     selective_scan,
 )
-from mmau.functional.time_alignment import AlignedFeatures, interpolate_features
+from mmau.functional.time_alignment import interpolate_features
 from mmau.functional.windowed_attention import windowed_attention
 
 __all__ = [
     "SCAN_BACKENDS",
-    "AlignedFeatures",
-    "PatchRegions",
     "PooledRegions",
-    "RegionAttention",
     "ScanBackend",
     "asymmetric_loss",
     "asymmetric_posterior",
-    "attention_on_grid",
     "focal_loss",
     "half_life",
     "interpolate_features",

@@ -1,4 +1,8 @@
-"""The function: checks, dtypes, and the choice of the implementation."""
+"""Pooling of patch tokens by region, and attention from regions to patches.
+
+Three ways of the same attention: folded (no key or value for any token), torch's fused kernels, and
+flash-attn.
+"""
 
 from __future__ import annotations
 
@@ -78,418 +82,6 @@ def check_region_weights(patch_tokens: Tensor, weights: Tensor) -> None:
         )
 
 
-def attention_softmax(scores: Tensor) -> Tensor:
-    """Normalise over the last axis, in float32 for half precision, in the dtype of the scores."""
-    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    return torch.softmax(scores, dim=-1, dtype=exact).to(scores.dtype)
-
-
-def attention_on_grid(attention: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Lay the attention out on the patch grid, without a copy.
-
-    Args:
-        attention: `(..., p)`, one weight for each patch, row by row from the top left.
-        grid_size: Rows `h` and columns `w` of the grid, in patches.
-
-    Returns:
-        `(..., h, w)`, a view.
-
-    Raises:
-        ValueError: If the grid has another number of patches.
-
-    Examples:
-        >>> import torch
-        >>> attention_on_grid(torch.tensor([0.1, 0.2, 0.3, 0.0, 0.4, 0.0]), (2, 3))
-        tensor([[0.1000, 0.2000, 0.3000],
-                [0.0000, 0.4000, 0.0000]])
-    """
-    check_shapes(attention=(attention, "... p"))
-    rows, columns = grid_size
-    if rows * columns != attention.shape[-1]:
-        raise ValueError(
-            f"`attention` covers {attention.shape[-1]} patches, but a grid of {rows} rows and "
-            f"{columns} columns has {rows * columns}."
-        )
-    return attention.view(*attention.shape[:-1], rows, columns)
-
-
-class _PoolShared(torch.autograd.Function):
-    """`rows tokens`, and the tokens again, whose gradient arrives here first.
-
-    Autograd would build one gradient of the size of all tokens for the pooling, another for the
-    attention, and add them into a third. Whoever reads the second output hands its gradient to
-    `backward`, which adds the little that the pooling contributes to that buffer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(tokens if ctx.needs_input_grad[1] else None, rows)
-        ctx.set_materialize_grads(False)
-        return torch.bmm(rows, tokens), tokens.view_as(tokens)
-
-    @staticmethod
-    def backward(
-        ctx: Any, d_pooled: Tensor | None, d_tokens: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        tokens, rows = ctx.saved_tensors
-        if d_pooled is None:
-            return d_tokens, None
-        d_rows = None
-        if ctx.needs_input_grad[1]:
-            d_rows = torch.bmm(d_pooled, tokens.transpose(1, 2))
-        spread = rows.transpose(1, 2)
-        if d_tokens is None:
-            return torch.bmm(spread, d_pooled), d_rows
-        # The buffer was made by the backward of the only reader a moment ago. It is left alone if a
-        # second derivative may still need it, or if it is an expanded view.
-        if torch.is_grad_enabled() or not d_tokens.is_contiguous():
-            return torch.baddbmm(d_tokens, spread, d_pooled), d_rows
-        return d_tokens.baddbmm_(spread, d_pooled), d_rows
-
-
-# `Function.apply` is untyped in torch.
-_pool_shared = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]", _PoolShared.apply)
-
-
-def pool_shared_tokens(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Average tokens that another layer is going to read as well.
-
-    The second result holds the tokens themselves. Give it to **one** reader and leave the argument
-    alone: then the gradients of the pooling and of the reader are added up in one buffer, instead
-    of three tensors of the size of all tokens. Values and gradients are those of `rows @ tokens`.
-
-    Examples:
-        >>> tokens = torch.tensor([[[1.0], [3.0]]], requires_grad=True)
-        >>> means, shared = pool_shared_tokens(tokens, torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]))
-        >>> (means.sum() + shared.square().sum()).backward()
-        >>> means.tolist(), tokens.grad.tolist()
-        ([[[2.0], [3.0]]], [[[2.5], [7.5]]])
-    """
-    check_shapes(tokens=(tokens, "b p e"), rows=(rows, "b r p"))
-    if torch.is_grad_enabled() and tokens.requires_grad:
-        return _pool_shared(tokens, rows)
-    return torch.bmm(rows, tokens), tokens
-
-
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, allowed: Tensor | None) -> Tensor:
-    """Return the attention that a fused kernel keeps to itself, `(b, h, m, p)`."""
-    scores = query @ key.transpose(-1, -2)
-    if mask is None or allowed is None:
-        return attention_softmax(scores)
-    return attention_softmax(scores.masked_fill(~allowed, -torch.inf)).masked_fill(~mask, 0)
-
-
-def projected_attention(
-    queries: Tensor,
-    tokens: Tensor,
-    key_weight: Tensor,
-    value_weight: Tensor,
-    mask: Tensor | None,
-    *,
-    flash: bool,
-    return_attention: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend with keys and values."""
-    by_head = (*tokens.shape[:2], *queries.shape[2:])
-    key = F.linear(tokens, key_weight.flatten(0, 1)).view(by_head)
-    value = F.linear(tokens, value_weight.flatten(0, 1)).view(by_head)
-    allowed = None
-    if mask is not None:
-        mask = mask[:, None, None]
-        # A kernel may give anything for a row without tokens. So it looks at all of them: they are
-        # zero, and so is the context.
-        allowed = mask | ~mask.any(dim=-1, keepdim=True)
-
-    query, keys, values = (x.transpose(1, 2) for x in (queries, key, value))
-    attention = _weights(query, keys, mask, allowed) if return_attention else None
-    if flash:
-        context = flash_context(queries, key, value)
-    elif attention is not None:
-        context = (attention @ values).transpose(1, 2)
-    else:
-        context = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=allowed, scale=1.0
-        ).transpose(1, 2)
-    return context, attention
-
-
-# Numbers in one `asked`: stays in the caches of a CPU, keeps a GPU busy.
-PART_OF_A_CPU, PART_OF_A_GPU = 2**20, 2**26
-
-
-def _parts(queries: Tensor, d_visual: int) -> list[slice]:
-    """Cut the frames."""
-    num_frames, num_queries, num_heads, _ = queries.shape
-    if torch.compiler.is_compiling():  # a trace must hold for any number of frames
-        return [slice(None)]
-    most = PART_OF_A_CPU if queries.device.type == "cpu" else PART_OF_A_GPU
-    step = max(1, most // max(1, num_queries * num_heads * d_visual))
-    return [slice(start, start + step) for start in range(0, max(1, num_frames), step)]
-
-
-def _cut(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]
-
-
-def _per_head(rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply `(..., h, i)` by one matrix `(h, i, o)` per head, to a contiguous `(..., h, o)`."""
-    by_head = rows.flatten(0, -3).transpose(0, 1)
-    shape = (*rows.shape[:-1], weight.shape[-1])
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # neither of them knows `out=`
-        return torch.bmm(by_head, weight).transpose(0, 1).reshape(shape)
-    if out is None:
-        out = rows.new_empty(shape)
-    torch.bmm(by_head, weight, out=out.flatten(0, -3).transpose(0, 1))
-    return out
-
-
-def _forward(
-    queries: Tensor,
-    tokens: Tensor,
-    key_weight: Tensor,
-    value_weight: Tensor,
-    mask: Tensor | None,
-    into: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return attention, `found` and context; `into` are places for the last two."""
-    asked = _per_head(queries, key_weight).flatten(1, 2)
-    scores = torch.bmm(asked, tokens.transpose(1, 2))
-    if mask is None:
-        attention = attention_softmax(scores)
-    else:
-        attention = attention_softmax(scores.masked_fill(~mask, -torch.inf))
-        # A row without any token is 0/0 by now: it attends to nothing.
-        attention = attention.masked_fill(~mask, 0)
-    found = torch.bmm(attention, tokens, out=into[0])
-    by_query = found.view(*queries.shape[:3], tokens.shape[2])
-    context = _per_head(by_query, value_weight.transpose(1, 2), into[1])
-    return attention, found, context
-
-
-class _FoldedAttention(torch.autograd.Function):
-    """Folded attention, with the gradient of the tokens in one buffer.
-
-    Autograd would build that gradient twice, for the tokens as keys and as values, and add the two.
-    The attention is an output, so that it can be returned with a gradient of its own. `asked` is
-    computed again in `backward`, because it costs little and is a third of what would be saved.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        tokens: Tensor,
-        key_weight: Tensor,
-        value_weight: Tensor,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        for_value = ctx.needs_input_grad[3]
-        parts = _parts(queries, tokens.shape[2])
-        found: Tensor | None
-        if len(parts) == 1:
-            attention, found, context = _forward(queries, tokens, key_weight, value_weight, mask)
-        else:
-            batch, num_queries, num_heads, _ = queries.shape
-            rows = (batch, num_queries * num_heads)
-            context = queries.new_empty(queries.shape)
-            attention = queries.new_empty(*rows, tokens.shape[1])
-            found = queries.new_empty(*rows, tokens.shape[2]) if for_value else None
-            for part in parts:
-                given = (queries[part], tokens[part], key_weight, value_weight, _cut(mask, part))
-                attention[part] = _forward(*given, (_cut(found, part), context[part]))[0]
-        found = found if for_value else None
-        ctx.save_for_backward(queries, tokens, key_weight, value_weight, mask, attention, found)
-        ctx.set_materialize_grads(False)
-        return context, attention
-
-    @staticmethod
-    def backward(
-        ctx: Any, d_context: Tensor | None, d_attention: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        *inputs, mask, attention, found = ctx.saved_tensors
-        if d_context is None and d_attention is None:
-            return (None,) * 5
-        if torch.is_grad_enabled():
-            return _differentiable(inputs, mask, ctx.needs_input_grad, d_context, d_attention)
-        queries, tokens, key_weight, value_weight = inputs
-        for_queries, for_tokens, for_key, for_value, _ = ctx.needs_input_grad
-        d_visual = tokens.shape[2]
-        d_queries = d_tokens = d_key_weight = d_value_weight = None
-        if for_value and d_context is not None:
-            rows = found.view(*queries.shape[:3], d_visual).flatten(0, 1).transpose(0, 1)
-            d_value_weight = torch.bmm(d_context.flatten(0, 1).permute(1, 2, 0), rows)
-
-        parts = _parts(queries, d_visual)
-        whole = len(parts) == 1
-        if not whole:
-            d_tokens = tokens.new_empty(tokens.shape) if for_tokens else None
-            d_queries = queries.new_empty(queries.shape) if for_queries else None
-        for part in parts:
-            d_found, total = None, _cut(d_attention, part)
-            if d_context is not None:
-                d_found = _per_head(d_context[part], value_weight).flatten(1, 2)
-                through = torch.bmm(d_found, tokens[part].transpose(1, 2))
-                total = through if total is None else total + through
-            assert total is not None
-            d_scores = torch._softmax_backward_data(total, attention[part], -1, attention.dtype)
-            if for_tokens:
-                place = _cut(d_tokens, part)
-                asked = _per_head(queries[part], key_weight).flatten(1, 2)
-                if d_found is None:  # only the attention was used
-                    place = torch.bmm(d_scores.transpose(1, 2), asked, out=place)
-                else:
-                    place = torch.bmm(attention[part].transpose(1, 2), d_found, out=place)
-                    place.baddbmm_(d_scores.transpose(1, 2), asked)
-                del asked
-                d_tokens = place if whole else d_tokens
-            if for_queries or for_key:
-                del d_found  # makes room
-                d_asked = torch.bmm(d_scores, tokens[part])
-                d_asked = d_asked.view(*queries[part].shape[:3], d_visual)
-                if for_queries:
-                    place = _cut(d_queries, part)
-                    place = _per_head(d_asked, key_weight.transpose(1, 2), place)
-                    d_queries = place if whole else d_queries
-                if for_key:
-                    left = queries[part].flatten(0, 1).permute(1, 2, 0)
-                    right = d_asked.flatten(0, 1).transpose(0, 1)
-                    if d_key_weight is None:
-                        d_key_weight = torch.bmm(left, right)
-                    else:
-                        d_key_weight.baddbmm_(left, right)
-        return d_queries, d_tokens, d_key_weight, d_value_weight, None
-
-
-def _differentiable(
-    inputs: list[Tensor],
-    mask: Tensor | None,
-    needed: Sequence[bool],
-    d_context: Tensor | None,
-    d_attention: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Compute the gradients by autograd, which then knows how to differentiate them again."""
-    queries, tokens, key_weight, value_weight = inputs
-    attention, _, context = _forward(queries, tokens, key_weight, value_weight, mask)
-    pairs = [(context, d_context), (attention, d_attention)]
-    used = [(out, gradient) for out, gradient in pairs if gradient is not None]
-    wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in used],
-            wanted,
-            [gradient for _, gradient in used],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return (*(next(found) if need else None for need in needed[:4]), None)
-
-
-# `Function.apply` is untyped in torch.
-_folded_attention = cast("Callable[..., tuple[Tensor, Tensor]]", _FoldedAttention.apply)
-
-
-def folded_attention(
-    queries: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attend without a key or a value for any token."""
-    batch, num_queries, num_heads, _ = queries.shape
-    usable = None if mask is None else mask.unsqueeze(1)
-    context, attention = _folded_attention(queries, tokens, key_weight, value_weight, usable)
-    by_query = attention.view(batch, num_queries, num_heads, tokens.shape[1])
-    return context, by_query.transpose(1, 2)
-
-
-DEVICE = "cuda"
-"""Where flash-attn runs; tests with a stand-in change it."""
-LARGEST_HEAD = 256
-_LOADED: dict[str, Callable[..., Tensor]] = {}
-
-
-def load_flash_attention() -> Callable[..., Tensor]:
-    """Return the kernel, or say how to install it.
-
-    A module calls this once when it is built: the compiler cannot trace an import.
-    """
-    if "flash_attn" not in _LOADED:
-        library = require("flash_attn", purpose="attention with 'flash'", extra="gpu")
-        _LOADED["flash_attn"] = cast("Callable[..., Tensor]", library.flash_attn_func)
-    return _LOADED["flash_attn"]
-
-
-def check_flash(queries: Tensor, mask: Tensor | None) -> None:
-    """Refuse what the kernel cannot do; `queries` are `(b, m, h, i)` in the dtype that it gets."""
-    if queries.device.type != DEVICE:
-        raise ValueError(
-            f"`implementation='flash'` needs tensors on a CUDA device; got {queries.device}. "
-            "'folded' and 'sdpa' run anywhere."
-        )
-    if queries.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            "`implementation='flash'` needs float16 or bfloat16, by autocast or by `.to`; got "
-            f"{queries.dtype}."
-        )
-    if queries.shape[-1] > LARGEST_HEAD:
-        raise ValueError(
-            f"`implementation='flash'` needs heads of at most {LARGEST_HEAD} channels; got "
-            f"{queries.shape[-1]}."
-        )
-    if mask is not None:
-        raise ValueError("`implementation='flash'` takes no `mask`; use 'folded' or 'sdpa'.")
-
-
-def flash_context(queries: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend: queries `(b, m, h, i)` are scaled, keys and values are `(b, p, h, i)`."""
-    return load_flash_attention()(queries, key, value, softmax_scale=1.0, causal=False)
-
-
-REGION_ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("auto", "folded", "sdpa", "flash")
-"""What `implementation` accepts."""
-
-Implementation = Literal["folded", "sdpa", "flash"]
-
-
-def choose_region_attention(
-    num_queries: int, num_tokens: int, d_model: int, d_visual: int, num_heads: int
-) -> Literal["folded", "sdpa"]:
-    r"""Return the implementation that needs fewer multiply-adds.
-
-    $$ \text{folded} = 2 M D D_v + 2 M h N D_v, \qquad \text{sdpa} = 2 N D D_v + 2 M N D $$
-
-    Examples:
-        >>> choose_region_attention(12, 256, 768, 768, 8)
-        'folded'
-        >>> choose_region_attention(77, 256, 768, 768, 8)
-        'sdpa'
-    """
-    folded = num_queries * d_visual * (d_model + num_heads * num_tokens)
-    projected = num_tokens * d_model * (d_visual + num_queries)
-    return "folded" if folded <= projected else "sdpa"
-
-
-def resolve_region_attention(
-    implementation: str,
-    *,
-    num_queries: int,
-    num_tokens: int,
-    d_model: int,
-    d_visual: int,
-    num_heads: int,
-) -> Implementation:
-    """Turn `"auto"` into the implementation that runs at these sizes."""
-    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
-    if implementation == "auto":
-        return choose_region_attention(num_queries, num_tokens, d_model, d_visual, num_heads)
-    return cast("Implementation", implementation)
-
-
-def require_region_attention(implementation: str) -> None:
-    """Load what an implementation needs, so that a module refuses it when it is built."""
-    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
-    if implementation == "flash":
-        load_flash_attention()
-
-
 class RegionAttention(NamedTuple):
     """What `region_attention` returns."""
 
@@ -539,7 +131,7 @@ def region_attention(
             beside their fused kernel, or instead of it.
 
     Returns:
-        The context, and the attention or `None`; `attention_on_grid` makes pictures of it.
+        The context, and the attention or `None`.
 
     Raises:
         TypeError: If the mask is not boolean.
@@ -631,3 +223,375 @@ def region_attention(
     if attention is None or not return_attention:
         return RegionAttention(context, None)
     return RegionAttention(context, attention.reshape(*leading, num_heads, num_queries, num_tokens))
+
+
+# --------------------------------------------------------------------------- which implementation
+
+REGION_ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("auto", "folded", "sdpa", "flash")
+"""What `implementation` accepts."""
+
+Implementation = Literal["folded", "sdpa", "flash"]
+
+
+def choose_region_attention(
+    num_queries: int, num_tokens: int, d_model: int, d_visual: int, num_heads: int
+) -> Literal["folded", "sdpa"]:
+    """Return the implementation that needs fewer multiply-adds; they are counted in pairs."""
+    folded = num_queries * d_visual * (d_model + num_heads * num_tokens)
+    projected = num_tokens * d_model * (d_visual + num_queries)
+    return "folded" if folded <= projected else "sdpa"
+
+
+def resolve_region_attention(
+    implementation: str,
+    *,
+    num_queries: int,
+    num_tokens: int,
+    d_model: int,
+    d_visual: int,
+    num_heads: int,
+) -> Implementation:
+    """Turn `"auto"` into the implementation that runs at these sizes."""
+    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
+    if implementation == "auto":
+        return choose_region_attention(num_queries, num_tokens, d_model, d_visual, num_heads)
+    return cast("Implementation", implementation)
+
+
+def require_region_attention(implementation: str) -> None:
+    """Load what an implementation needs, so that a module refuses it when it is built."""
+    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
+    if implementation == "flash":
+        load_flash_attention()
+
+
+# -------------------------------------------------------------------------------- keys and values
+
+
+def attention_softmax(scores: Tensor) -> Tensor:
+    """Normalise over the last axis, in float32 for half precision, in the dtype of the scores."""
+    exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    return torch.softmax(scores, dim=-1, dtype=exact).to(scores.dtype)
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, allowed: Tensor | None) -> Tensor:
+    """Return the attention that a fused kernel keeps to itself, `(b, h, m, p)`."""
+    scores = query @ key.transpose(-1, -2)
+    if mask is None or allowed is None:
+        return attention_softmax(scores)
+    return attention_softmax(scores.masked_fill(~allowed, -torch.inf)).masked_fill(~mask, 0)
+
+
+def projected_attention(
+    queries: Tensor,
+    tokens: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    mask: Tensor | None,
+    *,
+    flash: bool,
+    return_attention: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend with keys and values."""
+    by_head = (*tokens.shape[:2], *queries.shape[2:])
+    key = F.linear(tokens, key_weight.flatten(0, 1)).view(by_head)
+    value = F.linear(tokens, value_weight.flatten(0, 1)).view(by_head)
+    allowed = None
+    if mask is not None:
+        mask = mask[:, None, None]
+        # A kernel may give anything for a row without tokens. So it looks at all of them: they are
+        # zero, and so is the context.
+        allowed = mask | ~mask.any(dim=-1, keepdim=True)
+
+    query, keys, values = (x.transpose(1, 2) for x in (queries, key, value))
+    attention = _weights(query, keys, mask, allowed) if return_attention else None
+    if flash:
+        context = flash_context(queries, key, value)
+    elif attention is not None:
+        context = (attention @ values).transpose(1, 2)
+    else:
+        context = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=allowed, scale=1.0
+        ).transpose(1, 2)
+    return context, attention
+
+
+DEVICE = "cuda"
+"""Where flash-attn runs; tests with a stand-in change it."""
+LARGEST_HEAD = 256
+_LOADED: dict[str, Callable[..., Tensor]] = {}
+
+
+def load_flash_attention() -> Callable[..., Tensor]:
+    """Return the kernel, or say how to install it.
+
+    A module calls this once when it is built: the compiler cannot trace an import.
+    """
+    if "flash_attn" not in _LOADED:
+        library = require("flash_attn", purpose="attention with 'flash'", extra="gpu")
+        _LOADED["flash_attn"] = cast("Callable[..., Tensor]", library.flash_attn_func)
+    return _LOADED["flash_attn"]
+
+
+def check_flash(queries: Tensor, mask: Tensor | None) -> None:
+    """Refuse what the kernel cannot do; `queries` are `(b, m, h, i)` in the dtype that it gets."""
+    if queries.device.type != DEVICE:
+        raise ValueError(
+            f"`implementation='flash'` needs tensors on a CUDA device; got {queries.device}. "
+            "'folded' and 'sdpa' run anywhere."
+        )
+    if queries.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            "`implementation='flash'` needs float16 or bfloat16, by autocast or by `.to`; got "
+            f"{queries.dtype}."
+        )
+    if queries.shape[-1] > LARGEST_HEAD:
+        raise ValueError(
+            f"`implementation='flash'` needs heads of at most {LARGEST_HEAD} channels; got "
+            f"{queries.shape[-1]}."
+        )
+    if mask is not None:
+        raise ValueError("`implementation='flash'` takes no `mask`; use 'folded' or 'sdpa'.")
+
+
+def flash_context(queries: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend: queries `(b, m, h, i)` are scaled, keys and values are `(b, p, h, i)`."""
+    return load_flash_attention()(queries, key, value, softmax_scale=1.0, causal=False)
+
+
+# ----------------------------------------------------------------------------------------- folded
+
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**26
+"""Numbers in one `asked`: stays in the caches of a CPU, keeps a GPU busy."""
+
+
+def _chunks(queries: Tensor, d_visual: int) -> list[slice]:
+    """Cut the frames into chunks."""
+    num_frames, num_queries, num_heads, _ = queries.shape
+    if torch.compiler.is_compiling():  # a trace must hold for any number of frames
+        return [slice(None)]
+    most = CPU_CHUNK if queries.device.type == "cpu" else GPU_CHUNK
+    step = max(1, most // max(1, num_queries * num_heads * d_visual))
+    return [slice(start, start + step) for start in range(0, max(1, num_frames), step)]
+
+
+def _cut(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _per_head(rows: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """Multiply `(..., h, i)` by one matrix `(h, i, o)` per head, to a contiguous `(..., h, o)`."""
+    by_head = rows.flatten(0, -3).transpose(0, 1)
+    shape = (*rows.shape[:-1], weight.shape[-1])
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # neither of them knows `out=`
+        return torch.bmm(by_head, weight).transpose(0, 1).reshape(shape)
+    if out is None:
+        out = rows.new_empty(shape)
+    torch.bmm(by_head, weight, out=out.flatten(0, -3).transpose(0, 1))
+    return out
+
+
+def _forward(
+    queries: Tensor,
+    tokens: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    mask: Tensor | None,
+    into: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return attention, `found` and context; `into` are places for the last two."""
+    asked = _per_head(queries, key_weight).flatten(1, 2)
+    scores = torch.bmm(asked, tokens.transpose(1, 2))
+    if mask is None:
+        attention = attention_softmax(scores)
+    else:
+        attention = attention_softmax(scores.masked_fill(~mask, -torch.inf))
+        # A row without any token is 0/0 by now: it attends to nothing.
+        attention = attention.masked_fill(~mask, 0)
+    found = torch.bmm(attention, tokens, out=into[0])
+    by_query = found.view(*queries.shape[:3], tokens.shape[2])
+    context = _per_head(by_query, value_weight.transpose(1, 2), into[1])
+    return attention, found, context
+
+
+class _FoldedAttention(torch.autograd.Function):
+    """Folded attention, with the gradient of the tokens in one buffer.
+
+    Autograd would build that gradient twice, for the tokens as keys and as values, and add the two.
+    The attention is an output, so that it can be returned with a gradient of its own. `asked` is
+    computed again in `backward`, because it costs little and is a third of what would be saved.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        tokens: Tensor,
+        key_weight: Tensor,
+        value_weight: Tensor,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        for_value = ctx.needs_input_grad[3]
+        chunks = _chunks(queries, tokens.shape[2])
+        found: Tensor | None
+        if len(chunks) == 1:
+            attention, found, context = _forward(queries, tokens, key_weight, value_weight, mask)
+        else:
+            batch, num_queries, num_heads, _ = queries.shape
+            rows = (batch, num_queries * num_heads)
+            context = queries.new_empty(queries.shape)
+            attention = queries.new_empty(*rows, tokens.shape[1])
+            found = queries.new_empty(*rows, tokens.shape[2]) if for_value else None
+            for part in chunks:
+                inputs = (queries[part], tokens[part], key_weight, value_weight, _cut(mask, part))
+                attention[part] = _forward(*inputs, (_cut(found, part), context[part]))[0]
+        found = found if for_value else None
+        ctx.save_for_backward(queries, tokens, key_weight, value_weight, mask, attention, found)
+        ctx.set_materialize_grads(False)
+        return context, attention
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_context: Tensor | None, d_attention: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        *inputs, mask, attention, found = ctx.saved_tensors
+        if d_context is None and d_attention is None:
+            return (None,) * 5
+        if torch.is_grad_enabled():
+            return _differentiable(inputs, mask, ctx.needs_input_grad, d_context, d_attention)
+        queries, tokens, key_weight, value_weight = inputs
+        for_queries, for_tokens, for_key, for_value, _ = ctx.needs_input_grad
+        d_visual = tokens.shape[2]
+        d_queries = d_tokens = d_key_weight = d_value_weight = None
+        if for_value and d_context is not None:
+            rows = found.view(*queries.shape[:3], d_visual).flatten(0, 1).transpose(0, 1)
+            d_value_weight = torch.bmm(d_context.flatten(0, 1).permute(1, 2, 0), rows)
+
+        chunks = _chunks(queries, d_visual)
+        whole = len(chunks) == 1
+        if not whole:
+            d_tokens = tokens.new_empty(tokens.shape) if for_tokens else None
+            d_queries = queries.new_empty(queries.shape) if for_queries else None
+        for part in chunks:
+            d_found, total = None, _cut(d_attention, part)
+            if d_context is not None:
+                d_found = _per_head(d_context[part], value_weight).flatten(1, 2)
+                through = torch.bmm(d_found, tokens[part].transpose(1, 2))
+                total = through if total is None else total + through
+            assert total is not None
+            d_scores = torch._softmax_backward_data(total, attention[part], -1, attention.dtype)
+            if for_tokens:
+                place = _cut(d_tokens, part)
+                asked = _per_head(queries[part], key_weight).flatten(1, 2)
+                if d_found is None:  # only the attention was used
+                    place = torch.bmm(d_scores.transpose(1, 2), asked, out=place)
+                else:
+                    place = torch.bmm(attention[part].transpose(1, 2), d_found, out=place)
+                    place.baddbmm_(d_scores.transpose(1, 2), asked)
+                del asked
+                d_tokens = place if whole else d_tokens
+            if for_queries or for_key:
+                del d_found  # makes room
+                d_asked = torch.bmm(d_scores, tokens[part])
+                d_asked = d_asked.view(*queries[part].shape[:3], d_visual)
+                if for_queries:
+                    place = _cut(d_queries, part)
+                    place = _per_head(d_asked, key_weight.transpose(1, 2), place)
+                    d_queries = place if whole else d_queries
+                if for_key:
+                    left = queries[part].flatten(0, 1).permute(1, 2, 0)
+                    right = d_asked.flatten(0, 1).transpose(0, 1)
+                    if d_key_weight is None:
+                        d_key_weight = torch.bmm(left, right)
+                    else:
+                        d_key_weight.baddbmm_(left, right)
+        return d_queries, d_tokens, d_key_weight, d_value_weight, None
+
+
+def _differentiable(
+    inputs: list[Tensor],
+    mask: Tensor | None,
+    needed: Sequence[bool],
+    d_context: Tensor | None,
+    d_attention: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients by autograd, which then knows how to differentiate them again."""
+    queries, tokens, key_weight, value_weight = inputs
+    attention, _, context = _forward(queries, tokens, key_weight, value_weight, mask)
+    pairs = [(context, d_context), (attention, d_attention)]
+    used = [(out, gradient) for out, gradient in pairs if gradient is not None]
+    wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
+    found = iter(
+        torch.autograd.grad(
+            [out for out, _ in used],
+            wanted,
+            [gradient for _, gradient in used],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return (*(next(found) if need else None for need in needed[:4]), None)
+
+
+# `Function.apply` is untyped in torch.
+_folded_attention = cast("Callable[..., tuple[Tensor, Tensor]]", _FoldedAttention.apply)
+
+
+def folded_attention(
+    queries: Tensor, tokens: Tensor, key_weight: Tensor, value_weight: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attend without a key or a value for any token."""
+    batch, num_queries, num_heads, _ = queries.shape
+    usable = None if mask is None else mask.unsqueeze(1)
+    context, attention = _folded_attention(queries, tokens, key_weight, value_weight, usable)
+    by_query = attention.view(batch, num_queries, num_heads, tokens.shape[1])
+    return context, by_query.transpose(1, 2)
+
+
+# ------------------------------------------------------------------ pooling beside another reader
+
+
+class _PoolShared(torch.autograd.Function):
+    """`rows tokens`, and the tokens again, whose gradient arrives here first.
+
+    Autograd would build one gradient of the size of all tokens for the pooling, another for the
+    attention, and add them into a third. Whoever reads the second output hands its gradient to
+    `backward`, which adds the little that the pooling contributes to that buffer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens if ctx.needs_input_grad[1] else None, rows)
+        ctx.set_materialize_grads(False)
+        return torch.bmm(rows, tokens), tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_pooled: Tensor | None, d_tokens: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        tokens, rows = ctx.saved_tensors
+        if d_pooled is None:
+            return d_tokens, None
+        d_rows = None
+        if ctx.needs_input_grad[1]:
+            d_rows = torch.bmm(d_pooled, tokens.transpose(1, 2))
+        spread = rows.transpose(1, 2)
+        if d_tokens is None:
+            return torch.bmm(spread, d_pooled), d_rows
+        # The buffer was just made by the backward of the only reader. It is left alone if a second
+        # derivative may still need it, or if it is an expanded view.
+        if torch.is_grad_enabled() or not d_tokens.is_contiguous():
+            return torch.baddbmm(d_tokens, spread, d_pooled), d_rows
+        return d_tokens.baddbmm_(spread, d_pooled), d_rows
+
+
+# `Function.apply` is untyped in torch.
+_pool_shared = cast("Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]", _PoolShared.apply)
+
+
+def pool_shared_tokens(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `rows tokens`, and the tokens for **one** further reader, which share a gradient."""
+    check_shapes(tokens=(tokens, "b p e"), rows=(rows, "b r p"))
+    if torch.is_grad_enabled() and tokens.requires_grad:
+        return _pool_shared(tokens, rows)
+    return torch.bmm(rows, tokens), tokens

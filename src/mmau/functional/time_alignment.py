@@ -43,7 +43,7 @@ def interpolate_features(
         feature_mask: `(b, s)` bool, True for features to use; all if left out. Times are ignored
             where it is False.
         max_gap: Largest distance from a frame to a usable feature, in seconds. The default spans
-            two features at 50 Hz, and a last window that ends before the sound does.
+            two features at 50 Hz, and a last window that ends before the audio does.
 
     Returns:
         The aligned features and the mask of valid frames.
@@ -67,9 +67,7 @@ def interpolate_features(
     )
     check_mask("feature_mask", feature_mask)
     check_range("max_gap", max_gap, 0, open_low=True)
-    for name, times in (("feature_times", feature_times), ("query_times", query_times)):
-        if times.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"`{name}` must be float32 or float64 seconds; got {times.dtype}.")
+    check_seconds(feature_times=feature_times, query_times=query_times)
     (batch, num_features, width), num_queries = features.shape, query_times.shape[1]
     if num_features == 0:
         empty = features.new_zeros(batch, num_queries, width)
@@ -104,3 +102,10 @@ def interpolate_features(
         return torch.where(valid.unsqueeze(-1), rows, 0.0)
 
     return AlignedFeatures(torch.lerp(read(start), read(stop), share), valid)
+
+
+def check_seconds(**times: Tensor | None) -> None:
+    """Refuse times of low precision, in which a long video has no frames."""
+    for name, seconds in times.items():
+        if seconds is not None and seconds.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"`{name}` must be float32 or float64 seconds; got {seconds.dtype}.")

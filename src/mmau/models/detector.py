@@ -14,7 +14,6 @@ from mmau.action_units import AU_NAMES
 from mmau.encoders import AUDIO_ENCODERS, VISUAL_ENCODERS
 from mmau.encoders.protocols import AudioFeatures, VisualFeatures
 from mmau.functional.time_alignment import interpolate_features
-from mmau.models.audio_alignment import retrieve_audio
 from mmau.models.config import DetectorConfig
 from mmau.modules import (
     HGA,
@@ -88,7 +87,7 @@ class AUDetector(nn.Module):
         hga: nn.Module | None = None,
         audio_encoder: nn.Module | None = None,
         audio_projection: nn.Module | None = None,
-        audio_cross_attention: nn.Module | None = None,
+        audio_cross_attention: AsymmetricCrossAttention | None = None,
         au_names: Sequence[str] = AU_NAMES,
         dropout: float = 0.1,
         frames_per_chunk: int | None = None,
@@ -279,8 +278,8 @@ class AUDetector(nn.Module):
             return interpolate_features(
                 features, feature_times, frame_times, feature_mask=feature_mask
             )
-        return retrieve_audio(
-            self.audio_cross_attention, visual, features, feature_times, frame_times, feature_mask
+        return self.audio_cross_attention.attend_by_blocks(
+            visual, features, frame_times, feature_times, feature_mask
         )
 
     # ------------------------------------------------------------------ through time

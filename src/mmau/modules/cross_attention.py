@@ -1,4 +1,4 @@
-"""Visual queries retrieve audio context around each frame."""
+"""Cross-attention from video frames to the audio around them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
+from mmau.functional.time_alignment import check_seconds, interpolate_features
 from mmau.functional.windowed_attention import (
     WINDOWED_ATTENTION_IMPLEMENTATIONS,
     windowed_attention,
@@ -17,33 +18,32 @@ from mmau.functional.windowed_attention import (
 
 
 class AsymmetricCrossAttention(nn.Module):
-    r"""Let each video frame attend to the sound around it, by time and not by index.
+    r"""Let each video frame attend to the audio around it, by time and not by index.
 
     $$ \text{context}_t = \sum_s A_{ts} V_s, \qquad
     A_{t \cdot} = \operatorname{softmax}_s \big( q_t k_s / \sqrt{d_h} - \alpha_h |\tau_t - \tau_s|
     \big), \quad |\tau_t - \tau_s| \le \text{window} $$
 
     Queries are visual, keys and values are audio: never the other way round. The slopes
-    $\alpha_h$ are fixed, one per head. Every frame also sees one learned null key, so a frame
-    without sound, or a clip without any, gets a finite vector that does not depend on the picture.
+    $\alpha_h$ are fixed, one per head. Every frame also attends to one learned null key, so a frame
+    without audio, or a clip without any, gets a finite vector that does not depend on the image.
 
-    Without a picture (`visual=None`) all frames ask with the same learned query, and the module
-    carries sound from its own clock to that of the frames; `resampler` starts it as one.
+    Without visual features (`visual=None`) all frames have the same learned query, and the module
+    carries audio from its own clock to that of the frames; `resampler` starts it as one.
 
     Args:
         d_model: Width `d` of the visual features and of the attention.
         d_audio: Width `a` of the audio features.
         num_heads: Number of attention heads, a divisor of `d_model`.
-        window: How far a frame listens, before and after it, in seconds.
+        window: Largest distance in time between a frame and audio that it attends to, in seconds.
         slopes: Decay of each head in nats per second, at least 0; from 4 to 1/32 with eight heads
             if left out.
-        implementation: `"dense"` computes the scores of all pairs, `"local"` those of blocks of
-            frames and the sound near them, with the same result; `"auto"` takes the cheaper one,
-            see [windowed_attention][mmau.functional.windowed_attention].
+        implementation: `"auto"`, `"dense"` or `"local"`, as in
+            [windowed_attention][mmau.functional.windowed_attention].
 
     Shape:
         - visual: `(b, t, d)`, or `None` for one query for all frames
-        - audio: `(b, s, a)`, or `None` for no sound
+        - audio: `(b, s, a)`, or `None` for no audio
         - visual_time: `(b, t)` seconds
         - audio_time: `(b, s)` seconds on the same clock, in any order
         - audio_mask: `(b, s)` bool
@@ -112,7 +112,7 @@ class AsymmetricCrossAttention(nn.Module):
         Call it with `visual=None`. Before any training each frame gets the mean of the features
         near it with weights $e^{-2 r |\tau_t - \tau_s|}$, $r$ being their rate. A feature that
         grows steadily is read at the right time to a twentieth of a step or so; the nearest one
-        would be half a step off. A frame without sound gets zero.
+        would be half a step off. A frame without audio gets zero.
 
         Args:
             d_audio: Width of the features, and of the output.
@@ -154,7 +154,7 @@ class AsymmetricCrossAttention(nn.Module):
         for layer in (self.to_value, self.to_output):
             layer.weight.copy_(torch.eye(self.d_model))
             layer.bias.zero_()
-        # The score of the null key is -30: it is heard when nothing else is.
+        # The score of the null key is -30: it has weight only where no other key has.
         width = self.d_model // self.num_heads
         self.to_query.bias.fill_(1.0)
         self.null_key.fill_(-30.0 / width**0.5)
@@ -168,12 +168,12 @@ class AsymmetricCrossAttention(nn.Module):
         audio_time: Tensor | None,
         audio_mask: Tensor | None = None,
     ) -> Tensor:
-        """Retrieve the audio context of each frame.
+        """Compute the audio context of each frame.
 
         Args:
             visual: `(b, t, d)`, or `None` for one learned query for all frames.
-            audio: `(b, s, a)`, or `None` for a clip without sound.
-            visual_time: `(b, t)` float32 or float64, seconds; a frame at NaN hears nothing.
+            audio: `(b, s, a)`, or `None` for a clip without audio.
+            visual_time: `(b, t)` float32 or float64, seconds; a frame at NaN gets the null value.
             audio_time: `(b, s)` float32 or float64, seconds, centre of each audio feature.
             audio_mask: `(b, s)` bool, True for audio to use. What it excludes, NaN too, has no
                 influence.
@@ -197,9 +197,7 @@ class AsymmetricCrossAttention(nn.Module):
             sizes={"d": self.d_model, "a": self.d_audio},
         )
         check_mask("audio_mask", audio_mask)
-        for name, times in (("visual_time", visual_time), ("audio_time", audio_time)):
-            if times is not None and times.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"`{name}` must be float32 or float64 seconds; got {times.dtype}.")
+        check_seconds(visual_time=visual_time, audio_time=audio_time)
         if audio is None or audio_time is None:
             audio = self.null_key.new_zeros(visual_time.shape[0], 0, self.d_audio)
             audio_time, audio_mask = visual_time[:, :0], None
@@ -226,6 +224,60 @@ class AsymmetricCrossAttention(nn.Module):
         )
         out: Tensor = self.to_output(context)
         return out
+
+    def attend_by_blocks(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_time: Tensor,
+        audio_time: Tensor,
+        audio_mask: Tensor | None = None,
+        *,
+        block: int = 1024,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend block of frames by block, so that memory does not grow with the video.
+
+        A frame attends to nothing outside the window, so that the result is that of `forward`.
+
+        Args:
+            visual: `(b, t, d)`.
+            audio: `(b, s, a)`.
+            visual_time: `(b, t)` seconds.
+            audio_time: `(b, s)` seconds, ascending.
+            audio_mask: `(b, s)` bool, True for audio to use.
+            block: Frames at a time; a clip of training is one block.
+
+        Returns:
+            Context `(b, t, d)`, and `(b, t)` bool, True where a frame has audio within the window.
+        """
+        _, has_audio = interpolate_features(
+            audio[..., :1].detach(),
+            audio_time,
+            visual_time,
+            feature_mask=audio_mask,
+            max_gap=self.window,
+        )
+        if visual.shape[1] <= block:
+            context: Tensor = self(visual, audio, visual_time, audio_time, audio_mask)
+            return context, has_audio
+        contexts = []
+        for start in range(0, visual.shape[1], block):
+            frames = slice(start, start + block)
+            times = visual_time[:, frames]
+            earliest = torch.nan_to_num(times, nan=torch.inf).amin() - self.window
+            latest = torch.nan_to_num(times, nan=-torch.inf).amax() + self.window
+            near = ((audio_time >= earliest) & (audio_time <= latest)).any(0).nonzero().flatten()
+            first, last = (int(near[0]), int(near[-1]) + 1) if len(near) else (0, 0)
+            contexts.append(
+                self(
+                    visual[:, frames],
+                    audio[:, first:last],
+                    times,
+                    audio_time[:, first:last],
+                    None if audio_mask is None else audio_mask[:, first:last],
+                )
+            )
+        return torch.cat(contexts, dim=1), has_audio
 
     def extra_repr(self) -> str:
         """Widths, heads, window and implementation, as `print` shows them."""

@@ -13,7 +13,6 @@ from mmau._autocast import autocast_dtype
 from mmau._checks import check_choice, check_mask, check_range, check_shapes
 from mmau.functional.region_attention import (
     REGION_ATTENTION_IMPLEMENTATIONS,
-    attention_on_grid,
     check_region_weights,
     pool_shared_tokens,
     region_attention,
@@ -28,7 +27,7 @@ class HGAOutput(NamedTuple):
     tokens: Tensor
     """`(..., m, d)`, one aligned token per region."""
     attention: Tensor | None
-    """`(..., heads, m, p)`, how each region looks at the patches, if asked for; rows sum to 1."""
+    """`(..., heads, m, p)`, how each region attends to the patches, if asked for; rows sum to 1."""
 
     def attention_maps(self, grid_size: tuple[int, int]) -> Tensor:
         """Lay the attention out on the patch grid.
@@ -45,7 +44,13 @@ class HGAOutput(NamedTuple):
         """
         if self.attention is None:
             raise ValueError("there is no attention: call `HGA` with `return_attention=True`.")
-        return attention_on_grid(self.attention, grid_size)
+        rows, columns = grid_size
+        if rows * columns != self.attention.shape[-1]:
+            raise ValueError(
+                f"`attention` covers {self.attention.shape[-1]} patches, but a grid of {rows} "
+                f"rows and {columns} columns has {rows * columns}."
+            )
+        return self.attention.view(*self.attention.shape[:-1], rows, columns)
 
 
 def _pooling_rows(weights: Tensor, mask: Tensor | None) -> Tensor:
