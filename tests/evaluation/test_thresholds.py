@@ -12,6 +12,7 @@ from mmau.evaluation.thresholds import (
     best_edges,
     counts_at_edges,
     fit_thresholds,
+    num_positive_groups,
     score_histogram,
     shrink_thresholds,
     split_folds,
@@ -303,30 +304,33 @@ def test_a_slow_action_unit_gets_a_wide_window_and_a_fast_one_none():
     assert frames[0] >= 9
 
 
+@pytest.mark.parametrize("shrinkage", [0, 1])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_choice_is_that_of_an_exhaustive_search(seed):
+def test_the_choice_is_that_of_an_exhaustive_search(seed, shrinkage):
     """Noise, so that a threshold tuned on the fold that it scores would choose differently."""
     torch.manual_seed(seed)
     names = [f"v{i}" for i in range(4)]
     times = {name: torch.arange(30, dtype=torch.float64) / 30 for name in names}
     targets = {name: (torch.rand(30, 12) < 0.2).long() for name in names}
     probs = {name: (0.5 * torch.rand(30, 12) + 0.1 * targets[name]) for name in names}
-    fold_of = split_folds(alone(names), FitOptions(num_folds=3))
+    options = FitOptions(num_folds=3, shrinkage=shrinkage)
+    fold_of = split_folds(alone(names), options)
     scores = []
     for window in WINDOWS:
         smoothed = {name: smooth(probs[name], times[name], window) for name in names}
         counts = AUCounts(12)
         for fold in range(3):
-            others = torch.zeros(12, 2, 1024, dtype=torch.int64)
-            for name in names:
-                if fold_of[name] != fold:
-                    others += score_histogram(smoothed[name], targets[name])
-            for name in names:
-                if fold_of[name] == fold:
-                    counts.update(smoothed[name], targets[name], best_edges(others, 0.5))
+            others = [name for name in names if fold_of[name] != fold]
+            histogram = sum(score_histogram(smoothed[name], targets[name]) for name in others)
+            occurs = num_positive_groups(others, targets, alone(names))
+            threshold = shrink_thresholds(best_edges(histogram, 0.5), occurs, options)
+            edge = (1024 * threshold).round() / 1024
+            for name in set(names) - set(others):
+                counts.update(smoothed[name], targets[name], edge)
         scores.append(counts.f1())
     best = torch.tensor(WINDOWS).double()[torch.stack(scores).argmax(0)]
-    assert_close(choose_windows(probs, targets, times, num_folds=3, shrinkage=0), best)
+    chosen = choose_windows(probs, targets, times, num_folds=3, shrinkage=shrinkage)
+    assert_close(chosen, best)
 
 
 def test_a_video_that_wants_another_window_does_not_get_it():
