@@ -297,10 +297,10 @@ NUM_BINS = 1024
 def score_histogram(prob: Tensor, target: Tensor, num_bins: int = NUM_BINS) -> Tensor:
     """Count entries labelled 0 and entries labelled 1 per bin of the score, `(c, 2, k)`, int64."""
     scores, positive, known = check_scores(prob, target)
-    num_columns = scores.shape[-1]
-    cells = [bin_cells(scores, labelled, num_bins) for labelled in (known & ~positive, positive)]
-    counted = [torch.bincount(cell, minlength=num_columns * num_bins) for cell in cells]
-    return torch.stack([one.reshape(num_columns, num_bins) for one in counted], dim=1).cpu()
+    size = scores.shape[-1] * num_bins
+    cells = bin_cells(scores, known, num_bins) + size * positive[known]
+    counted = torch.bincount(cells, minlength=2 * size)
+    return counted.reshape(2, -1, num_bins).transpose(0, 1).cpu()
 
 
 def counts_at_edges(histogram: Tensor) -> Tensor:
