@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mmau.modules.agssm import AGSSM, AGSSMBlock, AudioGuidedSelection, reverse_reset
-from mmau.scan import ScanBackend, resolve_scan_backend, zoh
+from mmau.scan import ScanBackend
+from mmau.scan.api import resolve_scan_backend
+from mmau.scan.reference import zoh
 
 
 def clip(b=2, t=9, d=6, a=4):

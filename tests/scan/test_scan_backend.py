@@ -11,8 +11,8 @@ from mmau.scan import (
     ScanBackend,
     chunked,
     compiled,
-    resolve_scan_backend,
 )
+from mmau.scan.api import resolve_scan_backend
 from mmau.testing import check_scan_backend
 
 REFERENCE = resolve_scan_backend("reference").run

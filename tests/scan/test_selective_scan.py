@@ -15,12 +15,11 @@ from mmau.scan import (
     ScanBackend,
     chunked,
     compiled,
-    euler,
     half_life,
-    resolve_scan_backend,
     selective_scan,
-    zoh,
 )
+from mmau.scan.api import resolve_scan_backend
+from mmau.scan.reference import euler, zoh
 
 BACKENDS = ("reference", "chunked")
 DISCRETIZATIONS = ("zoh", "euler")

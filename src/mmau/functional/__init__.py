@@ -19,7 +19,6 @@ from mmau.functional.selective_scan import (
     SCAN_BACKENDS,
     ScanBackend,
     half_life,
-    resolve_scan_backend,
     selective_scan,
 )
 from mmau.functional.time_alignment import interpolate_features
@@ -39,7 +38,6 @@ __all__ = [
     "masked_bce_loss",
     "region_attention",
     "region_pooling",
-    "resolve_scan_backend",
     "selective_scan",
     "windowed_attention",
 ]

@@ -6,18 +6,13 @@ package can add one through the entry-point group `mmau.scan_backends`.
 
 from __future__ import annotations
 
-from mmau.scan.api import resolve_scan_backend, selective_scan
-from mmau.scan.backend import SCAN_BACKENDS, GatedScanFunction, ScanBackend, ScanFunction
-from mmau.scan.reference import euler, half_life, zoh
+from mmau.scan.api import selective_scan
+from mmau.scan.backend import SCAN_BACKENDS, ScanBackend
+from mmau.scan.reference import half_life
 
 __all__ = [
     "SCAN_BACKENDS",
-    "GatedScanFunction",
     "ScanBackend",
-    "ScanFunction",
-    "euler",
     "half_life",
-    "resolve_scan_backend",
     "selective_scan",
-    "zoh",
 ]

@@ -24,26 +24,9 @@ _BUILT_IN = {
 
 
 def resolve_scan_backend(backend: str | ScanBackend = "auto") -> ScanBackend:
-    """Turn a name into a backend, once, when a model is built.
+    """Turn a name into a backend, once, when a model is built; a record is returned as it is.
 
-    Inside of `torch.compile` only the names of the built-in backends can be resolved; hand over the
-    record of any other.
-
-    Args:
-        backend: A registered name, a record (returned as it is), or `"auto"`: the fastest one that
-            runs on every device, which today is `"chunked"`.
-
-    Returns:
-        The backend.
-
-    Raises:
-        UnknownComponentError: If there is none of this name.
-        MissingDependencyError: If it needs a library that is not installed.
-        TypeError: If a plug-in registered something else.
-
-    Examples:
-        >>> resolve_scan_backend("auto").name
-        'chunked'
+    Inside of `torch.compile` only the names of the built-in backends can be resolved.
     """
     if isinstance(backend, ScanBackend):
         return backend
@@ -121,8 +104,8 @@ def selective_scan(
 
     A frame with $\Delta = 0$ leaves the state as it is, to the bit, and that is what `mask` does:
     in a masked frame nothing is read (NaN included), the output is 0 and the state passes
-    unchanged. No frames at all give an empty output and the initial state. Calling it piece by
-    piece with the state carried over gives, with each of our backends on the CPU, the same bits as
+    unchanged. No frames at all give an empty output and the initial state. Calling it chunk by
+    chunk with the state carried over gives, with each backend of mmau on the CPU, the same bits as
     one call.
 
     The computation is in float32 or better, also under autocast; `y` has the dtype of `x`, the

@@ -14,12 +14,7 @@ from mmau.registry import Registry
 
 
 class ScanFunction(Protocol):
-    """The call that a backend answers, after all checks.
-
-    All tensors have one dtype and lie on one device. Masked frames arrive with `delta`, `x`, `B`
-    and `C` equal to zero: a backend needs no notion of masks, it only has to leave the state alone
-    where `delta` is 0. The state may have any finite value.
-    """
+    """The type of `ScanBackend.run`."""
 
     def __call__(
         self,
@@ -37,12 +32,7 @@ class ScanFunction(Protocol):
 
 
 class GatedScanFunction(Protocol):
-    r"""A scan that also does what comes right before it, without writing that to memory.
-
-    The scan of $x \odot \sigma(\text{gate logits})$ with $\Delta = \text{softplus}(\text{delta
-    logits} + \text{delta bias})$. A gate logit of `inf` opens the gate, a step logit of `-inf`
-    freezes the state; the tensors may have different floating dtypes.
-    """
+    """The type of `ScanBackend.run_gated`."""
 
     def __call__(
         self,
@@ -65,20 +55,24 @@ class GatedScanFunction(Protocol):
 class ScanBackend:
     """One implementation of the selective scan and what it declares to offer.
 
-    `selective_scan` refuses, in a sentence, whatever is not declared here; nothing falls back.
+    `selective_scan` refuses whatever is not declared here; nothing falls back.
     `mmau.testing.check_scan_backend` checks that what is declared is true.
 
     Args:
         name: How errors and `repr` call it.
-        run: The implementation.
+        run: Called with `x, delta, A, B, C` as in `selective_scan` and the keywords
+            `initial_state`, `reset` and `discretization`; returns `y` and the final state. All
+            tensors have one dtype. Masked frames arrive as zeros in `x`, `delta`, `B` and `C`: a
+            backend needs no masks, it only has to leave the state alone where `delta` is 0.
         discretizations: Of `"zoh"` and `"euler"`, those it computes.
         devices: Device types it runs on.
         dtypes: Dtypes it computes in; half precision is cast to float32 before.
         takes_state: Whether it takes an initial state and returns a differentiable final one.
         takes_reset: Whether it can drop the state at given frames.
         compiles: Whether `torch.compile(fullgraph=True)` can trace it.
-        run_gated: The same with gate and softplus in one kernel, which `AGSSM` then calls, or
-            `None`.
+        run_gated: The scan of `x * sigmoid(gate_logits)` with steps `softplus(delta_logits +
+            delta_bias)` in one kernel, which `AGSSM` then calls, or `None`. A gate logit of `inf`
+            opens the gate, a step logit of `-inf` freezes the state; dtypes may differ.
 
     Examples:
         >>> SCAN_BACKENDS.get("chunked").takes_state
@@ -96,14 +90,7 @@ class ScanBackend:
     run_gated: GatedScanFunction | None = None
 
     def check_discretization(self, discretization: str) -> None:
-        """Refuse a discretisation that this backend does not declare.
-
-        Args:
-            discretization: Asked discretisation.
-
-        Raises:
-            ValueError: If it is not offered; says what is.
-        """
+        """Refuse a discretisation that this backend does not declare."""
         if discretization not in self.discretizations:
             raise ValueError(
                 f"`discretization` must be one of {_listed(self.discretizations)} for the scan "
@@ -119,18 +106,7 @@ class ScanBackend:
         state: bool = False,
         reset: bool = False,
     ) -> None:
-        """Refuse what this backend does not declare.
-
-        Args:
-            discretization: Asked discretisation.
-            device: Device type of the tensors.
-            dtype: Dtype of the computation.
-            state: Whether an initial or a final state is asked for.
-            reset: Whether frames with a reset are given.
-
-        Raises:
-            ValueError: If any of them is not offered; says what is.
-        """
+        """Refuse with a `ValueError` what this backend does not declare."""
         self.check_discretization(discretization)
         if device not in self.devices:
             raise ValueError(

@@ -1,5 +1,5 @@
 // Forward and backward of the selective scan for CPUs, built on the user's machine when it is asked
-// for by name (see _compiled.py).
+// for by name (see compiled.py).
 //
 // With z = Delta A, a = exp(z), w = -expm1(z) and u = B x, both discretisations are
 //
@@ -7,7 +7,7 @@
 //
 // which leaves the state untouched, to the bit, where Delta = 0. A vector holds neighbouring
 // channels, so that the sum over the state needs no shuffling and every channel is computed the same
-// way wherever it stands; a clip cut in pieces gives the same bits. Nothing here depends on the
+// way wherever it stands; a clip cut in chunks gives the same bits. Nothing here depends on the
 // number of threads.
 //
 // The backward keeps one state per chunk of frames, recomputes the others, and with the adjoint

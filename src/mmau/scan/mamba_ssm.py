@@ -196,7 +196,7 @@ def scan(
 
 
 def _check_sizes(num_clips: int, d: int, n: int, num_frames: int, *, num_states: int) -> None:
-    """Refuse what the kernel would refuse without a sentence, or compute wrongly."""
+    """Refuse what the kernel would refuse without an error message, or compute wrongly."""
     if num_states > MAX_STATES:
         raise ValueError(
             f"the scan backend 'mamba_ssm' takes at most {MAX_STATES} states per channel; got "
@@ -207,7 +207,7 @@ def _check_sizes(num_clips: int, d: int, n: int, num_frames: int, *, num_states:
         raise ValueError(
             f"the scan backend 'mamba_ssm' counts to {MAX_ELEMENTS} elements; got {num_clips} "
             f"clips x {d} channels x {n} states x {num_frames} frames = {elements}; split the "
-            "batch, or carry the state over pieces of the clips."
+            "batch, or carry the state over chunks of the clips."
         )
 
 

@@ -11,83 +11,20 @@ from mmau._checks import check_range, check_shapes
 from mmau.scan.backend import ScanBackend
 
 
-def unchecked_zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """`zoh`, for a caller that runs it once per frame."""
+def zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Discretise an input that is constant during each step: $\bar A$ and $\bar B$ `(..., d, n)`.
+
+    The $\Delta$ of $\bar B = (\Delta A)^{-1} (\exp(\Delta A) - I) \, \Delta B$ cancels: `expm1`
+    is the same number, but exact for small steps and 0 instead of NaN at $\Delta = 0$.
+    """
     step = delta.unsqueeze(-1) * A
     return torch.exp(step), torch.expm1(step) / A * B.unsqueeze(-2)
 
 
-def unchecked_euler(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """`euler`, for a caller that runs it once per frame."""
+def euler(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Discretise the input to first order, $\bar B = \Delta B$: `zoh` as $\Delta A \to 0$."""
     step = delta.unsqueeze(-1)
     return torch.exp(step * A), step * B.unsqueeze(-2)
-
-
-def zoh(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Discretise exactly, for an input that is constant during each step (zero-order hold).
-
-    $$
-    \bar A = \exp(\Delta A), \qquad
-    \bar B = (\Delta A)^{-1} (\exp(\Delta A) - I) \, \Delta B
-    $$
-
-    The factor $\Delta$ cancels, so $\bar B = \operatorname{expm1}(\Delta A) / A \cdot B$ is
-    computed: the same number, but exact for small steps and 0 instead of NaN at $\Delta = 0$, where
-    $\bar A = 1$ and $\bar B = 0$ freeze the state.
-
-    Args:
-        delta: `(..., d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(..., n)`, input projection.
-
-    Returns:
-        `A_bar` and `B_bar`, each `(..., d, n)`.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-
-    References:
-        Section 3.3 of the paper.
-
-    Examples:
-        >>> A_bar, B_bar = zoh(torch.tensor([0.5]), torch.tensor([[-2.0]]), torch.tensor([1.0]))
-        >>> A_bar, B_bar
-        (tensor([[0.3679]]), tensor([[0.3161]]))
-    """
-    check_shapes(delta=(delta, "... d"), A=(A, "d n"), B=(B, "... n"))
-    return unchecked_zoh(delta, A, B)
-
-
-def euler(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Discretise the decay exactly and the input to first order, as Mamba's kernels do.
-
-    $$ \bar A = \exp(\Delta A), \qquad \bar B = \Delta B $$
-
-    It agrees with `zoh` as $\Delta A \to 0$ and is larger by the factor
-    $\Delta A / \operatorname{expm1}(\Delta A)$ elsewhere: weights trained with one are not weights
-    for the other.
-
-    Args:
-        delta: `(..., d)`, step size, at least 0.
-        A: `(d, n)`, negative.
-        B: `(..., n)`, input projection.
-
-    Returns:
-        `A_bar` and `B_bar`, each `(..., d, n)`.
-
-    Raises:
-        ValueError: If the shapes do not fit.
-
-    References:
-        Gu and Dao, *Mamba*, 2023, whose published code computes this.
-
-    Examples:
-        >>> A_bar, B_bar = euler(torch.tensor([0.5]), torch.tensor([[-2.0]]), torch.tensor([1.0]))
-        >>> A_bar, B_bar
-        (tensor([[0.3679]]), tensor([[0.5000]]))
-    """
-    check_shapes(delta=(delta, "... d"), A=(A, "d n"), B=(B, "... n"))
-    return unchecked_euler(delta, A, B)
 
 
 def half_life(delta: Tensor, A: Tensor, *, frame_rate: float) -> Tensor:
@@ -133,7 +70,7 @@ def scan(
     Differentiable any number of times, in any dtype, on any device. Its backward keeps several
     `(b, d, n)` tensors per frame.
     """
-    discretize = {"zoh": unchecked_zoh, "euler": unchecked_euler}[discretization]
+    discretize = {"zoh": zoh, "euler": euler}[discretization]
     resets = [None] * x.shape[1] if reset is None else reset.unbind(1)
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state
     outputs = []

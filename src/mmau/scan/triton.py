@@ -57,7 +57,7 @@ def _frame(
 
 @triton.jit
 def _advance(h, x, delta, B, A, A_inverse, ZOH: tl.constexpr):
-    """The recurrence. Exact zero-order hold pulls `h` to `-x B / A`; a step of 0 moves nothing."""
+    """The recurrence. Exact zero-order hold moves `h` to `-x B / A`; a step of 0 moves nothing."""
     if ZOH:
         h += _expm1(delta[:, None] * A) * (h + x[:, None] * B[None, :] * A_inverse)
     else:
