@@ -13,8 +13,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "mmau"
 # Floor of every room, from the ground up. A file may import from its own room and from lower
 # floors; rooms of one floor may use each other only where SAME_FLOOR says so.
 FLOORS = [
-    {"_autocast", "_checks", "_files", "_pool", "_version", "action_units"},
-    {"registry"},
+    {"_autocast", "_checks", "_files", "_version", "action_units"},
+    {"_pool", "registry"},
     {"_optional", "scan"},
     {"progress", "functional"},
     {"landmarks", "evaluation", "tables"},

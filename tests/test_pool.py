@@ -3,8 +3,10 @@
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mmau._pool import ProcessDiedError, run_in_processes
+from mmau._pool import ProcessDiedError, run_in_processes, share_longest_first
 
 
 def start(factor):
@@ -56,3 +58,18 @@ def slow_start(_):
         time.sleep(1.2)
 
     return work
+
+
+@given(
+    lengths=st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.integers(0, 50)),
+    world_size=st.integers(1, 6),
+)
+def test_every_job_is_in_one_share_and_shares_are_even(lengths, world_size):
+    shares = share_longest_first(lengths, world_size)
+    assert sorted(name for share in shares for name in share) == sorted(lengths)
+    assert shares == share_longest_first(dict(reversed(lengths.items())), world_size)
+    loads = [sum(lengths[name] for name in share) for share in shares]
+    # Longest first: no share exceeds the least by more than one trial.
+    assert max(loads) - min(loads) <= max(lengths.values(), default=0)
+    for share in shares:
+        assert [lengths[n] for n in share] == sorted((lengths[n] for n in share), reverse=True)

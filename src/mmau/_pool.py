@@ -17,6 +17,8 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from mmau._checks import check_range
+
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -24,6 +26,38 @@ Work = Callable[[J, Callable[[int, int], None]], R]
 """Does one job, and tells how far it is."""
 
 _REPORT_EVERY = 0.5  # seconds
+
+
+def share_longest_first(sizes: Mapping[str, float], num_ranks: int) -> list[list[str]]:
+    """Assign jobs of known size to processes so that all finish at about the same time.
+
+    The longest job goes first, each to the process that has least to do. The result depends on the
+    arguments alone, so processes agree without talking.
+
+    Args:
+        sizes: Name to size (bytes of a video, number of frames), not negative.
+        num_ranks: Number of processes.
+
+    Returns:
+        For each process its names, longest first; some may be empty.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Examples:
+        >>> share_longest_first({"a": 5, "b": 3, "c": 3, "d": 1}, 2)
+        [['a', 'd'], ['b', 'c']]
+    """
+    check_range("num_ranks", num_ranks, 1)
+    for name, size in sizes.items():
+        check_range(f"sizes[{name!r}]", size, 0)
+    shares: list[list[str]] = [[] for _ in range(num_ranks)]
+    loads = [0.0] * num_ranks
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        shares[least].append(name)
+        loads[least] += sizes[name]
+    return shares
 
 
 class ProcessDiedError(RuntimeError):

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from mmau.data.clips import ClipDataset
@@ -25,7 +23,6 @@ from mmau.data.feature_cache import (
     FeatureSource,
     module_fingerprint,
     prepared_sources,
-    shard_by_length,
     token_rows,
 )
 from mmau.data.prepared import PreparedTrial, save_trial
@@ -159,21 +156,6 @@ def test_several_processes_write_the_same_files(tmp_path, cache, sources, monkey
 
 
 # ------------------------------------------------------------------------------ several machines
-@given(
-    lengths=st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.integers(0, 50)),
-    world_size=st.integers(1, 6),
-)
-def test_every_trial_is_in_one_share_and_shares_are_even(lengths, world_size):
-    shares = shard_by_length(lengths, world_size)
-    assert sorted(name for share in shares for name in share) == sorted(lengths)
-    assert shares == shard_by_length(dict(reversed(lengths.items())), world_size)
-    loads = [sum(lengths[name] for name in share) for share in shares]
-    # Longest first: no share exceeds the least by more than one trial.
-    assert max(loads) - min(loads) <= max(lengths.values(), default=0)
-    for share in shares:
-        assert [lengths[n] for n in share] == sorted((lengths[n] for n in share), reverse=True)
-
-
 def test_ranks_together_do_everything_once(cache, sources):
     computed = []
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_range
-from mmau._pool import ProcessDiedError, Work, run_in_processes
+from mmau._pool import ProcessDiedError, Work, run_in_processes, share_longest_first
 from mmau._version import __version__
 from mmau.data.prepared import PreparedTrial, load_trial
 from mmau.data.store import (
@@ -332,26 +332,6 @@ def _spread(rows: Tensor, where: Tensor, seen: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------- many files
-def shard_by_length(lengths: Mapping[str, int], world_size: int) -> list[list[str]]:
-    """Split trials so that every rank gets about the same number of frames.
-
-    The longest goes first, to the rank that has least; the same input gives the same shares on
-    every machine.
-
-    Examples:
-        >>> shard_by_length({"a": 1, "b": 5, "c": 3, "d": 3}, 2)
-        [['b', 'a'], ['c', 'd']]
-    """
-    check_range("world_size", world_size, 1)
-    shares: list[list[str]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for name, length in sorted(lengths.items(), key=lambda item: (-item[1], item[0])):
-        least = loads.index(min(loads))
-        shares[least].append(name)
-        loads[least] += length
-    return shares
-
-
 class FeatureCacheError(CacheError):
     """The features of some trials could not be computed; those of the others were.
 
@@ -725,4 +705,4 @@ class FeatureCache:
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"two sources are called {twice!r}.")
         lengths = {name: source.num_frames for name, source in by_name.items()}
-        return [by_name[name] for name in shard_by_length(lengths, world_size)[rank]]
+        return [by_name[name] for name in share_longest_first(lengths, world_size)[rank]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmau._pool import share_longest_first
 from mmau.training.log import MetricsLog
 from mmau.training.optim import (
     SubmoduleAverage,
@@ -13,7 +14,6 @@ from mmau.training.sampler import (
     ItemKey,
     StepOrder,
     gather_by_name,
-    share_longest_first,
     sum_over_ranks,
 )
 from mmau.training.state import (
