@@ -30,7 +30,6 @@ from mmau.inference.session import (
 from mmau.inference.stream import SoundStream
 from mmau.inference.table import AUTable, join_faces
 from mmau.media.audio import AudioSegment, cut_sound, iterate_audio
-from mmau.media.errors import check_file
 from mmau.media.faces import FaceFinder, FaceOptions
 from mmau.media.video import VideoFrame, VideoReader
 from mmau.models import AUDetector, load_pretrained
@@ -158,15 +157,12 @@ class AUPredictor:
         Raises:
             MediaError: As `predict_file`.
         """
-        check_file(path)  # before any model is loaded
-        with (
-            closing(self._finder(faces, Path(path).stem)) as finder,
-            VideoReader(path, strict=strict) as reader,
-        ):
+        with VideoReader(path, strict=strict) as reader:
             return self._score(
                 reader,
-                finder,
                 iterate_audio(path),
+                faces,
+                Path(path).stem,
                 geometry=geometry,
                 stages=stages,
                 progress=progress,
@@ -205,16 +201,15 @@ class AUPredictor:
         Raises:
             ValueError: If there is no frame, one is not an image, or their times do not increase.
         """
-        segments = () if sound is None else cut_sound(sound, sound_start)
-        with closing(self._finder(faces, name)) as finder:
-            scored = self._score(
-                checked_frames(frames),
-                finder,
-                segments,
-                geometry=geometry,
-                stages=stages,
-                progress=progress,
-            )
+        scored = self._score(
+            checked_frames(frames),
+            () if sound is None else cut_sound(sound, sound_start),
+            faces,
+            name,
+            geometry=geometry,
+            stages=stages,
+            progress=progress,
+        )
         return self._table(scored, faces)
 
     def predict_trial(
@@ -282,47 +277,42 @@ class AUPredictor:
         """
         return self.calibration.probability_of(logits)
 
-    def _finder(self, faces: FaceOptions | None, name: str) -> FaceFinder:
-        finder = FaceFinder((faces or FaceOptions()).check(), self.crop_size)
-        try:
-            finder.start(name)
-        except BaseException:
-            finder.close()
-            raise
-        return finder
-
     def _score(
         self,
         frames: VideoReader | Iterable[VideoFrame],
-        finder: FaceFinder,
         segments: Iterable[AudioSegment],
+        faces: FaceOptions | None,
+        name: str,
         *,
         geometry: bool,
         stages: StageTimes | None,
         progress: ProgressCallback | None,
     ) -> list[VideoLogits]:
+        faces = (faces or FaceOptions()).check()
         stages = StageTimes() if stages is None else stages
-        sound = None
-        if self.detector.audio_encoder is not None:
-            with stages.during("sound"):
-                sound = SoundStream(self.detector, segments)
-            sound = None if sound.is_empty else sound
         reader = frames if isinstance(frames, VideoReader) else None
-        chunks = find_face_chunks(
-            frames,
-            finder,
-            frames_per_chunk=FRAMES_PER_CHUNK,
-            total=None if reader is None else reader.info.num_frames_announced,
-            progress=progress,
-            seconds=stages.seconds,
-        )
-        scored = score_faces(
-            _counted(chunks, stages),
-            lambda: Session(self.detector, sound, stages),
-            all_faces=finder.options.all_faces,
-            geometry=geometry,
-        )
-        warnings = (*(() if reader is None else reader.warnings), *finder.warnings())
+        with closing(FaceFinder(faces, self.crop_size)) as finder:
+            finder.start(name)
+            sound = None
+            if self.detector.audio_encoder is not None:
+                with stages.during("sound"):
+                    sound = SoundStream(self.detector, segments)
+                sound = None if sound.is_empty else sound
+            chunks = find_face_chunks(
+                frames,
+                finder,
+                frames_per_chunk=FRAMES_PER_CHUNK,
+                total=None if reader is None else reader.info.num_frames_announced,
+                progress=progress,
+                seconds=stages.seconds,
+            )
+            scored = score_faces(
+                _counted(chunks, stages),
+                lambda: Session(self.detector, sound, stages),
+                all_faces=faces.all_faces,
+                geometry=geometry,
+            )
+            warnings = (*(() if reader is None else reader.warnings), *finder.warnings())
         return [
             replace(one, notes=(*self._notes(one.valid, sound is not None), *warnings))
             for one in scored
