@@ -63,6 +63,14 @@ def test_segments_give_the_features_of_one_pass(small_detector, fusion, causal):
     torch.testing.assert_close(torch.cat(aligned), expected[0], rtol=1e-4, atol=1e-5)
 
 
+def test_faces_that_ask_for_the_same_frames_get_the_same_sound(small_detector):
+    stream = SoundStream(small_detector(), cut_sound([NOISE]))
+    for start in range(0, 60, 2):
+        times = np.linspace(start, start + 2, 20)
+        first, again = (stream.align(torch.zeros(20, 32), times)[0] for _ in range(2))
+        torch.testing.assert_close(first, again, rtol=0, atol=0)
+
+
 def test_segments_are_taken_only_when_they_are_needed(small_detector):
     taken = []
 
