@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -48,7 +48,7 @@ from mmau.evaluation import (
 )
 from mmau.functional import region_pooling
 from mmau.models import AUDetector, Component, build_detector
-from mmau.modules import LOSSES
+from mmau.modules import LOSSES, HGAOutput
 from mmau.synthetic import SyntheticConfig
 from mmau.training import StateFiles, seed_everything
 
@@ -223,12 +223,6 @@ def data_config(name: str, ablation: AblationConfig) -> Config:
 class PooledRegions(nn.Module):
     """Region tokens from the local and the global mean alone: HGA without its cross-attention."""
 
-    class Output(NamedTuple):
-        """Looks like `HGAOutput`."""
-
-        tokens: Tensor
-        attention: None = None
-
     def __init__(self, d_visual: int, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
@@ -236,11 +230,11 @@ class PooledRegions(nn.Module):
             nn.Linear(2 * d_visual, d_model), nn.GELU(), nn.Linear(d_model, d_model)
         )
 
-    def forward(self, patch_tokens: Tensor, weights: Tensor) -> Output:
+    def forward(self, patch_tokens: Tensor, weights: Tensor) -> HGAOutput:
         """Return `(..., m, d)` tokens."""
         local, overall = region_pooling(patch_tokens, weights)
         both = torch.cat([local, overall.unsqueeze(-2).expand_as(local)], dim=-1)
-        return self.Output(self.mix(both))
+        return HGAOutput(self.mix(both), None)
 
 
 def run_seed(name: str, seed: int, ablation: AblationConfig) -> None:

@@ -318,7 +318,7 @@ def problems_of(config: Config, settings: Mapping[str, Any], num_ranks: int = 1)
                 f"`hf download {name}` fetches them once."
             )
     if config.device == "cuda" and not torch.cuda.is_available():
-        problems.append("--device cuda, but torch sees no CUDA device.")
+        problems.append("--device cuda, but torch finds no CUDA device.")
     if config.device == "cpu" and optim.precision == "fp16":
         problems.append("--optim.precision fp16 needs a GPU; on a CPU, bf16 or fp32 work.")
     if optim.swa_epochs > optim.epochs:

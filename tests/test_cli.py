@@ -158,10 +158,10 @@ def test_what_is_wrong_for_all_is_said_before_the_first(films, checkpoint, tmp_p
          "-o", tmp_path / "t"): "no file matches",
         (*start[:4], "-o", films / "one.mp4"): "looks like a video",
     }  # fmt: skip
-    for words, sentence in cases.items():
+    for words, message in cases.items():
         assert run(*words) == 1, words
         said = capsys.readouterr().err
-        assert sentence in said, said
+        assert message in said, said
         assert said.startswith("mmau: ")
     assert list(tmp_path.iterdir()) == []
 
@@ -324,7 +324,7 @@ def test_bash_completes(films, line, expected):
 def test_doctor_reports_the_installation(capsys, tmp_path):
     assert run("doctor") == 0
     said = capsys.readouterr().out
-    for word in ("Python", "torch sees", "mediapipe", "torchaudio:", "scan backend:"):
+    for word in ("Python", "torch finds", "mediapipe", "torchaudio:", "scan backend:"):
         assert word in said
     assert run("doctor", tmp_path / "nowhere") == 1
     assert "no such folder" in capsys.readouterr().err

@@ -147,3 +147,30 @@ def test_the_ablation_runs_every_row_and_keeps_what_is_finished(presets, tmp_pat
     assert len(before) == len(variants)
     assert affwild2_ablation.run(config) == record
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_window_resets_the_temporal_state(presets):
+    import torch
+    from affwild2_data import ClipModel
+
+    from mmau.models import build_detector
+
+    detector = build_detector(presets.SMOKE.model).eval()
+
+    def clip(tokens):
+        num_frames = tokens.shape[1]
+        return {
+            "tokens": tokens,
+            "valid": torch.ones(1, num_frames, dtype=torch.bool),
+            "mask": torch.ones(1, num_frames, dtype=torch.bool),
+            "waveform": torch.zeros(1, 0),
+        }
+
+    tokens = torch.randn(1, 12, detector.num_regions, detector.d_region)
+    with torch.no_grad():
+        whole = ClipModel(detector)(clip(tokens))
+        reset = ClipModel(detector, window=5)(clip(tokens))
+        second = ClipModel(detector)(clip(tokens[:, 5:10]))
+    torch.testing.assert_close(reset[:, :5], whole[:, :5])
+    torch.testing.assert_close(reset[:, 5:10], second)
+    assert not torch.allclose(reset[:, 5:], whole[:, 5:], atol=1e-4)

@@ -80,7 +80,7 @@ class Recipe:
         assert [p.exitcode for p in ranks] == [0] * num_ranks, self.said.read_text()[-3000:]
 
     def fail(self, *extra: str, num_ranks: int = 1, largest_file: int | None = None) -> str:
-        """Run to an expected end in a sentence, and return what was said."""
+        """Run to an expected error message, and return what was said."""
         before = len(self.said.read_text()) if self.said.exists() else 0
         ranks = self.start(num_ranks, extra, largest_file)
         for process in ranks:

@@ -1,4 +1,4 @@
-"""The whole way: the recipe trains, the command line predicts, and bad input gets one sentence."""
+"""The whole way: the recipe trains, the command line predicts, and bad input gets one line."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def movies(tmp_path_factory):
     frames[12:] = 110
     write_movie(folder / "leaving.mp4", frames, fps=15.0, **sound)
     frames[:] = 110
-    write_movie(folder / "nobody.mp4", frames[:8], fps=15.0)
+    write_movie(folder / "no_face.mp4", frames[:8], fps=15.0)
     return folder
 
 
@@ -125,7 +125,7 @@ def read(path):
         ("sound", 30, 30, None),
         ("silent", 30, 30, "no sound track"),
         ("leaving", 30, 12, "no face in 18 of 30 frames"),
-        ("nobody", 8, 0, "no face was found in any frame"),
+        ("no_face", 8, 0, "no face was found in any frame"),
     ],
 )
 def test_predict_gives_one_row_per_frame(
@@ -172,13 +172,13 @@ def test_predict_equals_the_library(smoke_run, movies, tmp_path):
 
 
 def test_sound_matters(smoke_run, movies):
-    """The same pictures with and without their sound track give different probabilities."""
+    """The same images with and without their sound track give different probabilities."""
     from mmau.inference import AUPredictor
 
     predictor = AUPredictor.from_pretrained(smoke_run[0] / "checkpoint")
-    heard = predictor.predict_file(movies / "sound.mp4").probability
+    audible = predictor.predict_file(movies / "sound.mp4").probability
     silent = predictor.predict_file(movies / "silent.mp4").probability
-    assert np.abs(heard - silent).max() > 1e-6  # the pictures are the same to the bit
+    assert np.abs(audible - silent).max() > 1e-6  # the images are the same to the bit
 
 
 BAD_INPUT = {
@@ -190,7 +190,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("kind", BAD_INPUT)
-def test_bad_video_is_one_sentence(smoke_run, movies, tmp_path, kind):
+def test_a_bad_video_is_one_line(smoke_run, movies, tmp_path, kind):
     video = tmp_path / "video.mp4"
     if kind == "folder":
         video.mkdir()
@@ -214,7 +214,7 @@ def test_bad_video_is_one_sentence(smoke_run, movies, tmp_path, kind):
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_bad_checkpoint_and_output_are_one_sentence(smoke_run, movies, tmp_path):
+def test_a_bad_checkpoint_or_output_is_one_line(smoke_run, movies, tmp_path):
     video = movies / "sound.mp4"
     run = mmau("predict", video, "--checkpoint", tmp_path / "nowhere", "-o", tmp_path / "o.csv")
     assert run.returncode == 1

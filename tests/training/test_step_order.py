@@ -28,9 +28,11 @@ def test_every_epoch_takes_every_item_once_and_in_another_order(num_items, batch
     accumulate=st.integers(1, 3),
     first=st.integers(0, 6),
 )
-def test_shares_and_pieces_add_up_to_the_batch(num_items, batch_size, num_ranks, accumulate, first):
+def test_micro_batches_of_all_ranks_add_up_to_the_batch(
+    num_items, batch_size, num_ranks, accumulate, first
+):
     order = StepOrder(num_items, batch_size, 3)
-    pieces = [
+    parts = [
         list(
             order.micro_batches(
                 range(first, 8), rank=rank, num_ranks=num_ranks, accumulate=accumulate
@@ -38,15 +40,15 @@ def test_shares_and_pieces_add_up_to_the_batch(num_items, batch_size, num_ranks,
         )
         for rank in range(num_ranks)
     ]
-    assert {len(p) for p in pieces} == {(8 - first) * accumulate}
+    assert {len(p) for p in parts} == {(8 - first) * accumulate}
     for place, step in enumerate(range(first, 8)):
         taken = [
             key
             for rank in range(num_ranks)
-            for piece in pieces[rank][place * accumulate : (place + 1) * accumulate]
-            for key in piece
+            for part in parts[rank][place * accumulate : (place + 1) * accumulate]
+            for key in part
         ]
-        assert all(pieces[rank][place * accumulate] for rank in range(num_ranks))
+        assert all(parts[rank][place * accumulate] for rank in range(num_ranks))
         assert sorted(k.item for k in taken if k.counts) == sorted(order.batch(step))
         assert {k.epoch for k in taken} == {step // order.steps_per_epoch}
         assert all(k.item in order.batch(step) for k in taken)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError,
         ValueError,
     ) as error:
-        # These carry a sentence for the user; anything else is a bug and keeps its traceback.
+        # Their message is for the user; anything else is a bug and keeps its traceback.
         console.error(str(error))
         return 1
     except KeyboardInterrupt:

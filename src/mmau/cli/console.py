@@ -36,7 +36,7 @@ class Outcome(Generic[J, R]):
     result: R | None
     """What the work returned, or `None` if it failed."""
     reason: str | None
-    """Why it failed, in a sentence."""
+    """The error message if it failed."""
 
 
 def run_batch(

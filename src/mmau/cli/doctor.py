@@ -60,7 +60,7 @@ def _installation() -> list[str]:
 
     lines = [
         f"mmau {_version('mmau')}, Python {platform.python_version()}, {platform.platform()}",
-        f"torch sees {_devices(torch)}; {torch.get_num_threads()} threads",
+        f"torch finds {_devices(torch)}; {torch.get_num_threads()} threads",
         "",
         "libraries",
     ]

@@ -263,18 +263,14 @@ class SubmoduleAverage:
             live.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the means, for a checkpoint.
-
-        Returns:
-            Name of the sub-module to the state of its average.
-        """
+        """Return the state of each average, under the name of its sub-module."""
         return {name: average.state_dict() for name, average in self._averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up means that `state_dict` returned.
+        """Restore means that `state_dict` returned.
 
         Args:
-            state: As returned by `state_dict`.
+            state: Name of each sub-module to the state of its average.
 
         Raises:
             ValueError: If it is for other sub-modules.

@@ -169,7 +169,7 @@ class HasState(Protocol):
         """Return the state."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take it up again."""
+        """Restore it."""
 
 
 class Resumable:
@@ -218,7 +218,7 @@ class Resumable:
         self.states.save(step, state)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
-        """Take up the newest state, if there is one.
+        """Restore the newest state, if there is one.
 
         Returns:
             Steps taken so far, and the counters; 0 and nothing for a new run.
@@ -269,14 +269,7 @@ class BestSoFar:
         self.since = 0
 
     def update(self, score: float) -> bool:
-        """Take in a score.
-
-        Args:
-            score: Higher is better; NaN is never an improvement.
-
-        Returns:
-            Whether it is the best so far.
-        """
+        """Return whether a score is the best so far; NaN never is."""
         better = score > self.score
         self.score = score if better else self.score
         self.since = 0 if better else self.since + 1
@@ -288,19 +281,11 @@ class BestSoFar:
         return self.patience is not None and self.since >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs.
-
-        Returns:
-            Score and how many scores ago it was.
-        """
+        """Return the best score and how many scores ago it was."""
         return {"score": self.score, "since": self.since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` was called.
-
-        Args:
-            state: As returned by `state_dict`.
-        """
+        """Continue where `state_dict` was called."""
         self.score, self.since = float(state["score"]), int(state["since"])
 
 
@@ -346,22 +331,14 @@ class StateFiles:
         self.keep = keep
 
     def paths(self) -> list[Path]:
-        """List the states, oldest first.
-
-        Returns:
-            Their files.
-        """
+        """Return the files of the states, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def newest(self) -> Path | None:
-        """Return the file of the last state.
-
-        Returns:
-            Its path, or `None` if there is none.
-        """
+        """Return the file of the last state, if there is one."""
         paths = self.paths()
         return paths[-1] if paths else None
 
@@ -436,7 +413,7 @@ class StateFiles:
         """Delete all states, and the folder if nothing else is in it."""
         for path in self.paths():
             path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        if self.folder.is_dir() and not os.listdir(self.folder):
             self.folder.rmdir()
 
 
