@@ -176,14 +176,11 @@ def region_attention(
             f"`mask` must have one value for each of the tokens, {tuple(tokens.shape[:-1])}; got "
             f"{tuple(mask.shape)}."
         )
-    chosen = resolve_region_attention(
-        implementation,
-        num_queries=num_queries,
-        num_tokens=num_tokens,
-        d_model=d_model,
-        d_visual=d_visual,
-        num_heads=num_heads,
-    )
+    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
+    if implementation == "auto":
+        implementation = choose_region_attention(
+            num_queries, num_tokens, d_model, d_visual, num_heads
+        )
     dtype = autocast_dtype(queries)
     if dtype is not None:
         # Cast by hand: what an autograd function saves must have the dtype that it computes in.
@@ -202,18 +199,17 @@ def region_attention(
     matrices = (key_weight.reshape(per_head), value_weight.reshape(per_head))
     attention: Tensor | None
     with without_autocast(queries.device.type):
-        if chosen == "folded":
+        if implementation == "folded":
             context, attention = folded_attention(heads, tokens, *matrices, mask)
         else:
-            if chosen == "flash":
+            if implementation == "flash":
                 check_flash(heads, mask)
-                load_flash_attention()
             context, attention = projected_attention(
                 heads,
                 tokens,
                 *matrices,
                 mask,
-                flash=chosen == "flash",
+                flash=implementation == "flash",
                 return_attention=return_attention,
             )
     context = context.reshape(*leading, num_queries, d_model)
@@ -230,8 +226,6 @@ def region_attention(
 REGION_ATTENTION_IMPLEMENTATIONS: tuple[str, ...] = ("auto", "folded", "sdpa", "flash")
 """What `implementation` accepts."""
 
-Implementation = Literal["folded", "sdpa", "flash"]
-
 
 def choose_region_attention(
     num_queries: int, num_tokens: int, d_model: int, d_visual: int, num_heads: int
@@ -240,22 +234,6 @@ def choose_region_attention(
     folded = num_queries * d_visual * (d_model + num_heads * num_tokens)
     projected = num_tokens * d_model * (d_visual + num_queries)
     return "folded" if folded <= projected else "sdpa"
-
-
-def resolve_region_attention(
-    implementation: str,
-    *,
-    num_queries: int,
-    num_tokens: int,
-    d_model: int,
-    d_visual: int,
-    num_heads: int,
-) -> Implementation:
-    """Turn `"auto"` into the implementation that runs at these sizes."""
-    check_choice("implementation", implementation, REGION_ATTENTION_IMPLEMENTATIONS)
-    if implementation == "auto":
-        return choose_region_attention(num_queries, num_tokens, d_model, d_visual, num_heads)
-    return cast("Implementation", implementation)
 
 
 def require_region_attention(implementation: str) -> None:
@@ -306,7 +284,8 @@ def projected_attention(
     query, keys, values = (x.transpose(1, 2) for x in (queries, key, value))
     attention = _weights(query, keys, mask, allowed) if return_attention else None
     if flash:
-        context = flash_context(queries, key, value)
+        flash_attention = load_flash_attention()
+        context = flash_attention(queries, key, value, softmax_scale=1.0, causal=False)
     elif attention is not None:
         context = (attention @ values).transpose(1, 2)
     else:
@@ -334,7 +313,7 @@ def load_flash_attention() -> Callable[..., Tensor]:
 
 
 def check_flash(queries: Tensor, mask: Tensor | None) -> None:
-    """Refuse what the kernel cannot do; `queries` are `(b, m, h, i)` in the dtype that it gets."""
+    """Refuse what the kernel cannot do, and load it; `queries` have the dtype that it gets."""
     if queries.device.type != DEVICE:
         raise ValueError(
             f"`implementation='flash'` needs tensors on a CUDA device; got {queries.device}. "
@@ -352,11 +331,7 @@ def check_flash(queries: Tensor, mask: Tensor | None) -> None:
         )
     if mask is not None:
         raise ValueError("`implementation='flash'` takes no `mask`; use 'folded' or 'sdpa'.")
-
-
-def flash_context(queries: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend: queries `(b, m, h, i)` are scaled, keys and values are `(b, p, h, i)`."""
-    return load_flash_attention()(queries, key, value, softmax_scale=1.0, causal=False)
+    load_flash_attention()
 
 
 # ----------------------------------------------------------------------------------------- folded

@@ -14,10 +14,10 @@ from mmau._checks import check_choice, check_mask, check_range, check_shapes
 from mmau.functional.region_attention import (
     REGION_ATTENTION_IMPLEMENTATIONS,
     check_region_weights,
+    choose_region_attention,
     pool_shared_tokens,
     region_attention,
     require_region_attention,
-    resolve_region_attention,
 )
 
 
@@ -186,18 +186,18 @@ class HGA(nn.Module):
             raise ValueError("`attention` must not use `add_bias_kv` or `add_zero_attn`.")
         hga = cls(d_model, d_model, attention.num_heads, d_hidden=d_hidden)
         hga.to(attention.out_proj.weight)
-        given = dict(attention.named_parameters())  # a bias that is switched off is not in it
+        weights = dict(attention.named_parameters())  # a bias that is switched off is not in it
         zero = torch.zeros_like(attention.out_proj.weight[0])
-        query, key, value = given["in_proj_weight"].chunk(3)
-        query_bias, _, value_bias = given.get("in_proj_bias", zero.repeat(3)).chunk(3)
+        query, key, value = weights["in_proj_weight"].chunk(3)
+        query_bias, _, value_bias = weights.get("in_proj_bias", zero.repeat(3)).chunk(3)
         with torch.no_grad():
             hga.to_query.weight.copy_(query)
             hga.to_query.bias.copy_(query_bias)
             hga.to_key.weight.copy_(key)
             hga.to_value.weight.copy_(value)
             hga.to_value.bias.copy_(value_bias)
-            hga.to_output.weight.copy_(given["out_proj.weight"])
-            hga.to_output.bias.copy_(given.get("out_proj.bias", zero))
+            hga.to_output.weight.copy_(weights["out_proj.weight"])
+            hga.to_output.bias.copy_(weights.get("out_proj.bias", zero))
         return hga
 
     def forward(
@@ -279,13 +279,8 @@ class HGA(nn.Module):
         key = (num_regions, num_patches)
         if key in self._chosen:
             return self._chosen[key]
-        chosen = resolve_region_attention(
-            "auto",
-            num_queries=num_regions,
-            num_tokens=num_patches,
-            d_model=self.d_model,
-            d_visual=self.d_visual,
-            num_heads=self.num_heads,
+        chosen = choose_region_attention(
+            num_regions, num_patches, self.d_model, self.d_visual, self.num_heads
         )
         if not torch.compiler.is_compiling():  # a trace must not depend on what it has written
             self._chosen[key] = chosen

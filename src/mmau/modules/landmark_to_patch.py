@@ -8,8 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmau._checks import check_choice, check_mask, check_range, check_shapes
-from mmau.functional.landmark_patches import PATCH_MODES, PatchRegions, landmark_patches
+from mmau._checks import check_shapes
+from mmau.functional.landmark_patches import (
+    PatchRegions,
+    check_patch_options,
+    check_visible,
+    landmark_patches,
+)
 from mmau.landmarks import LANDMARK_SCHEMES, LandmarkScheme
 
 
@@ -25,7 +30,7 @@ def _resolve(regions: str | LandmarkScheme | Mapping[str, Sequence[int]]) -> Lan
         )
     indices = [i for points in regions.values() if isinstance(points, Sequence) for i in points]
     numbers = [i for i in indices if isinstance(i, int) and i >= 0]
-    # The checks, and their sentences, are those of the scheme.
+    # The checks, and their messages, are those of the scheme.
     return LandmarkScheme("custom", max(numbers, default=0) + 1, regions)
 
 
@@ -41,9 +46,7 @@ class LandmarkToPatch(nn.Module):
     Args:
         regions: Name of a landmark scheme (`"ibug68"`, `"mediapipe468"`), a `LandmarkScheme`, or a
             table of region names to landmark indices.
-        mode: `"points"`, the patches under the landmarks (the paper); `"bbox"`, the patches of
-            each region's bounding box; `"hull"`, those of its filled convex hull; `"gaussian"`, a
-            blur around the landmarks that has a gradient with respect to them.
+        mode: `"points"` (the paper), `"bbox"`, `"hull"` or `"gaussian"`, as in `landmark_patches`.
         coords: `"pixel"`, x from 0 to W, or `"normalized"`, x from 0 to 1. The origin is the
             top-left corner of the top-left pixel.
         ring: Number of rings of neighbouring patches to add around each region; not for a blur.
@@ -84,15 +87,7 @@ class LandmarkToPatch(nn.Module):
         sigma: float = 0.5,
     ) -> None:
         super().__init__()
-        check_choice("mode", mode, PATCH_MODES)
-        check_choice("coords", coords, ("pixel", "normalized"))
-        check_range("ring", ring, 0)
-        check_range("sigma", sigma, 0, open_low=True)
-        if ring and mode == "gaussian":
-            raise ValueError(
-                f"`ring` adds patches to a set, which mode='gaussian' has not; got {ring}. Widen "
-                "the blur by `sigma`."
-            )
+        check_patch_options(mode, coords, ring, sigma)
         self.scheme = _resolve(regions)
         self.mode, self.coords, self.ring, self.sigma = mode, coords, ring, sigma
         # Tables are constants: also where the weights of a model are built without memory.
@@ -145,19 +140,15 @@ class LandmarkToPatch(nn.Module):
                 obviously in the other unit.
         """
         check_shapes(landmarks=(landmarks, "... k 2"))
-        check_mask("visible", visible)
-        given, needed = landmarks.shape[-2], self.scheme.num_points
-        if given < needed if self.scheme.name == "custom" else given != needed:
-            hint = "; the irises come last: landmarks[..., :468, :]" if given == needed + 10 else ""
+        num_points, needed = landmarks.shape[-2], self.scheme.num_points
+        if num_points < needed if self.scheme.name == "custom" else num_points != needed:
+            with_irises = num_points == needed + 10
+            hint = "; the irises come last: landmarks[..., :468, :]" if with_irises else ""
             raise ValueError(
                 f"`landmarks` must have {needed} points for the regions of "
-                f"{self.scheme.name!r}; got {given}{hint}."
+                f"{self.scheme.name!r}; got {num_points}{hint}."
             )
-        if visible is not None and visible.shape != landmarks.shape[:-1]:
-            raise ValueError(
-                f"`visible` must have shape {tuple(landmarks.shape[:-1])}, one flag per landmark; "
-                f"got {tuple(visible.shape)}."
-            )
+        check_visible(landmarks, visible)
         if len(self._derived_parts):
             landmarks, visible = self._append_derived(landmarks, visible)
         return landmark_patches(
