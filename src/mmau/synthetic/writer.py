@@ -155,7 +155,7 @@ def _write_truth(path: Path, settings: Mapping[str, Any], plans: Mapping[str, Cl
 def _read_settings(path: Path) -> dict[str, Any]:
     """Settings of a folder, those of earlier versions in the form of this one."""
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    config = settings["config"]
+    config = settings.setdefault("config", {})
     if "mood" in config:
         config["context"] = config.pop("mood")
     for name in ("num_frames", "fps", "size"):
