@@ -87,7 +87,7 @@ def export_temporal(
     Args:
         temporal: A temporal model.
         d_model: Width of the visual vectors.
-        d_audio: Width of the guide, or `None` for a model without one.
+        d_audio: Width of the audio vectors, or `None` for a model without audio.
         num_frames: Frames of the example that is traced, at least 2.
 
     Returns:
