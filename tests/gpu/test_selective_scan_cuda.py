@@ -150,22 +150,22 @@ def test_two_runs_give_the_same_bits(backend, discretization):
     assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
 
 
-def test_pieces_are_the_whole(backend):
+def test_chunks_are_the_whole(backend):
     x, delta, A, B, C, h = make(dtype=torch.float32)
     args = {"return_state": True, "backend": backend}
     whole, final = selective_scan(x, delta, A, B, C, initial_state=h, **args)
-    pieces = []
+    chunks = []
     for part in (slice(0, 1), slice(1, 64), slice(64, 150)):
-        piece, h = selective_scan(
+        chunk, h = selective_scan(
             *(v[:, part] for v in (x, delta)),
             A,
             *(v[:, part] for v in (B, C)),
             initial_state=h,
             **args,
         )
-        pieces.append(piece)
-    y = torch.cat(pieces, dim=1)
-    if backend == "triton":  # one frame after the other, wherever the pieces end
+        chunks.append(chunk)
+    y = torch.cat(chunks, dim=1)
+    if backend == "triton":  # one frame after the other, wherever the chunks end
         assert torch.equal(y, whole)
         assert torch.equal(h, final)
     close(y, whole.double(), TOLERANCES[backend][0], "y")

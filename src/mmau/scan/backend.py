@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -212,6 +213,7 @@ class ScanOperator:
             ctx: Any,
             grad_y: Tensor | None,
             grad_state: Tensor | None,
+            _: Tensor | None,
         ) -> tuple[Tensor | None, ...]:
             x, *others, reset = ctx.saved_tensors[:7]
             fused = ctx.saved_tensors[7:]
@@ -225,11 +227,6 @@ class ScanOperator:
             )
             return *grads[:5], grad_initial, None, *fused_grads, None, None
 
-        def operator_backward(
-            ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-        ) -> tuple[Tensor | None, ...]:
-            return differentiate(backward_operator, ctx, grad_y, grad_state)
-
         kernel = forward
 
         class Eager(torch.autograd.Function):
@@ -237,18 +234,17 @@ class ScanOperator:
             setup_context = staticmethod(setup)
 
             @staticmethod
-            def backward(
-                ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None, _: Tensor | None
-            ) -> tuple[Tensor | None, ...]:
+            def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
                 # Where a graph of the gradients is asked for (grad mode is on), the operator
                 # refuses to be differentiated; the kernels would drop the second derivative
                 # without a word.
                 run = backward_operator if torch.is_grad_enabled() else backward
-                return differentiate(run, ctx, grad_y, grad_state)
+                return differentiate(run, ctx, *grads)
 
         self.operator.register_fake(shapes)
         backward_operator.register_fake(backward_shapes)
-        self.operator.register_autograd(operator_backward, setup_context=setup)
+        through_operator = functools.partial(differentiate, backward_operator)
+        self.operator.register_autograd(through_operator, setup_context=setup)
         self.eager = Eager
 
     def __call__(

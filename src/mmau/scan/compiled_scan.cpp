@@ -361,7 +361,7 @@ Sizes<T> sizes_of(const Tensor& x, const Tensor& A, int64_t chunk) {
   return {x.size(0), x.size(1), x.size(2), A.size(1), chunk};
 }
 
-// All tensors are contiguous, of one dtype and on the CPU: _compiled.py sees to that.
+// All tensors are contiguous, of one dtype and on the CPU: compiled.py sees to that.
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& delta, const Tensor& A,
                                            const Tensor& B, const Tensor& C,
                                            const std::optional<Tensor>& initial_state,
