@@ -27,7 +27,7 @@ for name, options in settings.items():
         curves[f"{name}, label {label}"] = loss.detach(), gradient
 
 # %%
-# A network that has learnt its data perfectly does not output the posterior under this loss, but a
+# A network that fits its data perfectly does not output the posterior under this loss, but a
 # number whose relation to it is known in closed form,
 # [asymmetric_posterior][mmau.functional.asymmetric_posterior]. An output of 0.5 stands for 0.147.
 # So compare losses at tuned thresholds: at 0.5 one compares thresholds.

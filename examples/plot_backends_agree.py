@@ -9,7 +9,7 @@ prints it, typed in literally.
 
 # %%
 # Whatever is registered in [SCAN_BACKENDS][mmau.functional.SCAN_BACKENDS] and can be had on this
-# machine takes part, a plug-in of yours too. `"compiled"` is built when it is first asked for,
+# machine takes part, your own plug-ins too. `"compiled"` is built when it is first asked for,
 # which takes a quarter of a minute, once.
 
 import matplotlib.pyplot as plt

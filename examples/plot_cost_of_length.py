@@ -8,9 +8,9 @@ by one, what has to be kept differs more than the time does.
 """
 
 # %%
-# One layer of each, with 64 channels and a guide of 16, untrained, without gradients; six
-# layers of convolutions, which reach 253 frames. Times are those of the machine that built this
-# page, the best of five; only their growth is of interest.
+# One layer of each, with 64 channels and 16 audio features, untrained, without gradients; six
+# layers of convolutions, a receptive field of 253 frames. Times are those of the machine that
+# built this page, the best of five; only their growth is of interest.
 
 from time import perf_counter
 
@@ -51,7 +51,7 @@ with torch.inference_mode():
 # %%
 # Left, time per frame: on a flat line a clip of twice the length costs twice, on a rising one up to
 # four times. Right, what the next frame needs of the past: the scan keeps its state, the
-# convolutions the frames that they still reach (they are blind beyond), attention the keys and
+# convolutions the frames of their receptive field, attention the keys and
 # values of all frames, unless a `window` bounds it. In short clips attention costs about as much as
 # the scan. Which of the three detects better is another question, which only data can answer.
 

@@ -3,7 +3,7 @@ How does a sigh open the memory?
 ================================
 
 In AGSSM the sound decides how fast the state follows the face. The step size delta is large where
-something is heard: the state then takes in what it sees. In silence delta is small, and the state
+there is sound: the state then takes in the visual input. In silence delta is small, and the state
 keeps what it has.
 """
 

@@ -1,9 +1,9 @@
 """
-Where does a region of the face look?
-=====================================
+What does a region of the face attend to?
+=========================================
 
-The mean of the patches under the mouth is blind to the rest of the face. In HGA that mean becomes a
-query, and every patch of the face may answer.
+The mean of the patches under the mouth does not depend on the rest of the face. In HGA that mean
+becomes a query, which attends to every patch of the face.
 """
 
 # %%

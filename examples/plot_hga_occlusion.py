@@ -3,8 +3,8 @@ What does a covered mouth do to the rest of the face?
 =====================================================
 
 A hand, a cup, a mask: part of the face is often covered. The mean of a region changes only if the
-region itself is covered. In HGA every region looks at the whole face, so all of them notice; unless
-it is told which patches not to look at.
+region itself is covered. In HGA every region attends to the whole face, so all of them change;
+unless a mask leaves out the covered patches.
 """
 
 # %%
@@ -48,8 +48,8 @@ with torch.no_grad():
     mean = [region_pooling(tokens(image), weights).local for image in (clear, covered)]
     before = hga(tokens(clear), weights, return_attention=True)
     after = hga(tokens(covered), weights, return_attention=True)
-    told = hga(tokens(covered), weights, mask=usable)
-    same = torch.equal(told.tokens, hga(tokens(clear), weights, mask=usable).tokens)
+    masked = hga(tokens(covered), weights, mask=usable)
+    same = torch.equal(masked.tokens, hga(tokens(clear), weights, mask=usable).tokens)
 print("with the mask it does not matter what covers the mouth:", same)
 
 # %%
@@ -58,8 +58,8 @@ print("with the mask it does not matter what covers the mouth:", same)
 #
 # The means of open regions stay where they are. HGA carries the cover into every region: a third of
 # a distance, even to the brows. With a mask of usable patches nothing of the cover comes in, to the
-# bit; what is left of the change is the part of the face that is no longer seen. Which of the three
-# serves a detector better is not shown here: a trained one may use the wider look to good effect.
+# bit; what is left of the change is the part of the face that is left out. Which of the three
+# serves a detector better is not shown here: a trained one may profit from the wider context.
 
 
 def moved(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def moved(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 changes = {
     "mean of the region": moved(mean[0], mean[1]),
     "HGA": moved(before.tokens, after.tokens),
-    "HGA with a mask": moved(before.tokens, told.tokens),
+    "HGA with a mask": moved(before.tokens, masked.tokens),
 }
 hidden = (weights * covered_patches.flatten()).sum(-1)
 for title, change in changes.items():

@@ -2,7 +2,7 @@
 Which patches belong to which part of a face?
 =============================================
 
-A vision transformer sees a grid of patches and knows nothing of mouths and brows. Landmarks do: the
+A vision transformer has a grid of patches, not of mouths and brows. Landmarks give those: the
 patches under the landmarks of a region are that region, whatever the pose.
 """
 

@@ -3,7 +3,7 @@ How long does the state remember?
 =================================
 
 A state of the scan forgets at a steady rate: half of it is gone after ln 2 / (delta |A|) frames.
-Delta is chosen frame by frame, A is learnt. Between them an untrained model already covers
+Delta is chosen frame by frame, A is learned. Between them an untrained model already covers
 memories from a fraction of a frame to half a minute.
 """
 

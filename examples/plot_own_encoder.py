@@ -83,7 +83,7 @@ crop = photograph[45:397, 90:442].permute(2, 0, 1)[None] / 255
 crop = nn.functional.interpolate(crop, (224, 224), mode="area")
 images = crop.expand(25, -1, -1, -1)[None]
 sound = torch.sin(2 * math.pi * 220 * torch.arange(16000) / 16000)[None]
-times, seen = torch.arange(25)[None] / 25, torch.ones(1, 25, dtype=torch.bool)
+times, valid = torch.arange(25)[None] / 25, torch.ones(1, 25, dtype=torch.bool)
 
 figure, panels = plt.subplots(1, 4, figsize=(11, 3.6), layout="constrained")
 panels[0].imshow(crop[0].permute(1, 2, 0).numpy())
@@ -99,7 +99,7 @@ for axis, name in zip(panels[1:], ("convolutions", "small_clip", "tiny"), strict
     )
     detector = build_detector(config).eval()
     with torch.no_grad():
-        logits = detector(images, None, seen, sound, times)
+        logits = detector(images, None, valid, sound, times)
         tokens, grid = detector.visual_encoder(crop)
     print(f"{name:12} tokens {tuple(tokens.shape)}, logits {tuple(logits.shape)}")
     centred = tokens[0] - tokens[0].mean(0)

@@ -11,7 +11,7 @@ has nothing left to learn, and its outputs are held against how often the label 
 # The data are as simple as data can be: one number, from which the probability of the label
 # follows exactly. A small network is trained on it with
 # [AsymmetricLoss][mmau.modules.AsymmetricLoss], and another one with
-# [FocalLoss][mmau.modules.FocalLoss]. Every model sees the same data.
+# [FocalLoss][mmau.modules.FocalLoss]. Both are trained on the same data.
 
 import matplotlib.pyplot as plt
 import torch

@@ -32,19 +32,19 @@ frame_times = ticks + 0.004 * torch.randn(130, dtype=torch.float64)
 frame_times = frame_times[(ticks < 1.7) | (ticks > 2.05)]
 feature_times = (torch.arange(200, dtype=torch.float64) + 0.5) / 50
 features = tone(feature_times)
-heard = (feature_times < 3.0) | (feature_times > 3.3)
-features[~heard] = math.nan  # what is masked is never read
+has_audio = (feature_times < 3.0) | (feature_times > 3.3)
+features[~has_audio] = math.nan  # what is masked is never read
 
 # %%
 # [interpolate_features][mmau.functional.interpolate_features] takes both clocks in seconds. A frame
 # with no usable feature within `max_gap` gets zero and is not valid: the mask, not the zero, says
-# that nothing was heard. [AGSSM][mmau.AGSSM] takes that mask as `audio_mask`.
+# that there was no sound. [AGSSM][mmau.AGSSM] takes that mask as `audio_mask`.
 
 aligned, valid = interpolate_features(
     features[None, :, None],
     feature_times[None],
     frame_times[None],
-    feature_mask=heard[None],
+    feature_mask=has_audio[None],
     max_gap=0.04,
 )
 aligned, valid = aligned[0, :, 0], valid[0]
@@ -69,7 +69,7 @@ top.plot(feature_times, features, color="lightgray", linewidth=6, label="sound, 
 top.plot(frame_times, by_index, "x", color="tab:orange", markersize=5, label="frames, by index")
 top.plot(frame_times[valid], aligned[valid], ".", color="tab:blue", label="frames, by time")
 top.plot(frame_times[~valid], aligned[~valid], "|", color="black", markersize=9, label="not valid")
-top.set(ylabel="feature", ylim=(-1.2, 1.75), title="what a frame hears")
+top.set(ylabel="feature", ylim=(-1.2, 1.75), title="the audio feature of each frame")
 top.legend(fontsize=8, ncols=4, loc="upper center")
 bottom.plot(frame_times, late, "x", color="tab:orange", markersize=4)
 bottom.plot(frame_times[valid], torch.zeros(int(valid.sum())), ".", color="tab:blue")
@@ -79,5 +79,5 @@ for axis in (top, bottom):
     axis.axvspan(3.0, 3.3, color="tab:gray", alpha=0.15, linewidth=0)
 bottom.annotate("frames dropped", (1.62, 0.3), fontsize=8, ha="right")
 bottom.annotate("microphone off", (3.15, 0.1), fontsize=8, ha="center")
-figure.suptitle("Sound and picture, paired by index and by time")
+figure.suptitle("Sound and frames, paired by index and by time")
 plt.show()
