@@ -8,9 +8,8 @@ of the transformers library need five lines.
 """
 
 # %%
-# The whole of an encoder: `d_out`, `patch_size` and a `forward`. Here it is four convolutions, each
-# of which halves the image, so that a patch of 16 x 16 pixels becomes one token. Nothing of mmau
-# is inherited from.
+# All of an encoder: `d_out`, `patch_size` and a `forward`, no base class. Here it is four
+# convolutions, each of which halves the image, so a patch of 16 x 16 pixels becomes one token.
 
 import math
 
