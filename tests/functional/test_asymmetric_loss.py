@@ -1,4 +1,5 @@
 import functools
+import importlib
 
 import mpmath
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mmau.functional.asymmetric_loss import asymmetric_loss, focal_loss
+
+# By import: the function of the same name hides the module from attribute look-up.
+MODULE = importlib.import_module("mmau.functional.asymmetric_loss")
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 4.0]
 MARGINS = [0.0, 0.05, 0.2]
@@ -33,14 +37,15 @@ def exact(x, positive, gamma, margin):
         if positive:
             log_p = -mpmath.log1p(mpmath.exp(-x)) if x > 0 else x - mpmath.log1p(mpmath.exp(x))
             loss = -(q**gamma) * log_p
-            slope = gamma * q**gamma * p * log_p - q ** (gamma + 1)
+            gradient = gamma * q**gamma * p * log_p - q ** (gamma + 1)
         elif p <= margin:
-            loss = slope = mpmath.mpf(0)
+            loss = gradient = mpmath.mpf(0)
         else:
             pm, log_rest = p - margin, mpmath.log(q + margin)
             loss = -(pm**gamma) * log_rest
-            slope = (pm**gamma / (q + margin) - gamma * pm ** (gamma - 1) * log_rest) * p * q
-        return float(loss), float(slope)
+            gradient = pm**gamma / (q + margin) - gamma * pm ** (gamma - 1) * log_rest
+            gradient *= p * q
+        return float(loss), float(gradient)
 
 
 @given(values=logits_lists, data=st.data())
@@ -92,7 +97,7 @@ def for_second_derivatives(loss, x):
 def test_values_and_gradients_match_exact_arithmetic(way, dtype, gamma, margin):
     options = {"gamma_pos": gamma, "gamma_neg": gamma, "margin": margin, "reduction": "none"}
     for positive in (True, False):
-        x, (values, slopes) = references(dtype, gamma, margin, positive)
+        x, (values, gradients) = references(dtype, gamma, margin, positive)
         value, gradient = way(
             lambda z, k=None, y=positive: asymmetric_loss(
                 z, torch.full(z.shape, int(y)), **options
@@ -105,29 +110,42 @@ def test_values_and_gradients_match_exact_arithmetic(way, dtype, gamma, margin):
         assert_close(value.double(), values, rtol=tight, atol=tight)
         # Gradients of half precision logits are rounded once to that precision, no more is lost.
         rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0
-        assert_close(gradient.double(), slopes, rtol=tight + rounding, atol=tight)
+        assert_close(gradient.double(), gradients, rtol=tight + rounding, atol=tight)
 
 
 @pytest.mark.parametrize("options", [{}, {"gamma_neg": 0.5}, {"margin": 0.0, "gamma_pos": 0.0}])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.int8, torch.float64, torch.float16])
-def test_a_batch_of_several_pieces_matches_its_entries_one_by_one(options, missing, target_dtype):
-    x = torch.randn(5700, 12) * 6  # more than a piece, and not a multiple of it
+def test_a_batch_of_several_chunks_is_exact(monkeypatch, options, missing, target_dtype):
+    monkeypatch.setattr(MODULE, "CHUNK", 16384 // torch.get_num_threads())
+    x = torch.randn(5700, 12) * 6  # not a multiple of the rows of a chunk
     y = torch.randint(-1 if missing else 0, 2, x.shape)
-    x[-1, 0] = 300.0  # the last piece goes the general way
+    x[-1, 0] = 300.0
     value, gradient = value_and_gradient(
         lambda z: asymmetric_loss(z, y.to(target_dtype), **options), x
     )
     wide = x.double()
-    exactly, slopes = value_and_gradient(lambda z: asymmetric_loss(z, y, **options), wide)
+    exactly, gradients = value_and_gradient(lambda z: asymmetric_loss(z, y, **options), wide)
     assert_close(value.double(), exactly, rtol=1e-6, atol=0)
-    assert_close(gradient.double() * y.numel(), slopes * y.numel(), rtol=1e-5, atol=1e-5)
+    assert_close(gradient.double() * y.numel(), gradients * y.numel(), rtol=1e-5, atol=1e-5)
     # float64 itself against the other form, which is written for autograd.
     wide.requires_grad_()
     (differentiable,) = torch.autograd.grad(
         asymmetric_loss(wide, y, **options), wide, create_graph=True
     )
-    assert_close(slopes, differentiable.detach(), rtol=1e-9, atol=1e-13)
+    assert_close(gradients, differentiable.detach(), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_chunks_change_nothing(monkeypatch, reduction):
+    x, y = torch.randn(3, 7, 5), torch.randint(-1, 2, (3, 7, 5))
+    options = {"gamma_neg": torch.linspace(0, 4, 5), "class_weight": torch.rand(5)}
+    whole = value_and_gradient(lambda z: asymmetric_loss(z, y, reduction=reduction, **options), x)
+    monkeypatch.setattr(MODULE, "CHUNK", 10)
+    chunks = value_and_gradient(lambda z: asymmetric_loss(z, y, reduction=reduction, **options), x)
+    assert_close(chunks, whole)
+    with pytest.raises(ValueError, match="got 2 other values"):
+        asymmetric_loss(x, torch.where(torch.arange(105).view(3, 7, 5) % 70 == 3, 5, y))
 
 
 @given(

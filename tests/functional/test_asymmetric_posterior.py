@@ -70,7 +70,7 @@ def test_weights_of_positives_and_a_detached_focus_shift_the_optimum():
     best = torch.tensor([minimum(0.3, 1.0, 4.0, 0.05, weight=5.0)], dtype=torch.float64)
     assert asymmetric_posterior(best, pos_weight=5.0).item() == pytest.approx(0.3, rel=1e-6)
     p = torch.sigmoid(torch.tensor(0.7, dtype=torch.float64))
-    # With a detached focus a label pulls with its weight times the slope of the logarithm.
+    # With a detached focus the gradient is the weight times that of the logarithm.
     odds = (p - 0.05) ** 4 / (1.05 - p) / ((1 - p) / p)
     found = asymmetric_posterior(torch.tensor([0.7], dtype=torch.float64), detach_focus=True)
     assert_close(found, (odds / (1 + odds))[None])

@@ -96,7 +96,7 @@ def test_points_lie_in_their_hull_and_the_hull_in_the_box(seed, grid_size):
 
 @given(seed=st.integers(0, 1000), share=st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_every_patch_whose_centre_is_among_the_landmarks_is_in_the_hull(seed, share):
-    # A point between the landmarks: move the picture so that it is the centre of a patch.
+    # A point between the landmarks: move the image so that it is the centre of a patch.
     landmarks = random_points(seed, 6, low=60.0, high=160.0)
     mixed = torch.tensor(share, dtype=torch.float64) + 1e-3
     inside = (mixed / mixed.sum()) @ landmarks
@@ -138,7 +138,7 @@ def test_permuting_regions_permutes_rows(mode, seed, order):
 
 @pytest.mark.parametrize("mode", PATCH_MODES)
 @given(seed=st.integers(0, 1000))
-def test_mirroring_the_picture_mirrors_the_patches(mode, seed):
+def test_mirroring_the_image_mirrors_the_patches(mode, seed):
     landmarks = random_points(seed, 6)
     mirrored = torch.tensor([224.0, 0.0]) + landmarks * torch.tensor([-1.0, 1.0])
     weights, valid = landmark_patches(landmarks, REGIONS, (5, 9), (224, 224), mode=mode)
@@ -232,15 +232,15 @@ def test_the_blur_narrows_to_the_nearest_patch_and_widens_to_the_mean():
     assert_close(wide, torch.full((1, 12), 1 / 12), rtol=1e-4, atol=0)
 
 
-def test_the_blur_of_a_long_clip_is_that_of_its_pieces():
+def test_the_blur_of_a_long_clip_is_that_of_its_chunks():
     # More frames than are treated at once.
     landmarks = random_points(0, 700, 6)
     whole = landmark_patches(landmarks, REGIONS, (14, 15), (224, 224), mode="gaussian").weights
-    pieces = [
-        landmark_patches(piece, REGIONS, (14, 15), (224, 224), mode="gaussian").weights
-        for piece in landmarks.split(100)
+    chunks = [
+        landmark_patches(chunk, REGIONS, (14, 15), (224, 224), mode="gaussian").weights
+        for chunk in landmarks.split(100)
     ]
-    assert torch.equal(whole, torch.cat(pieces))
+    assert torch.equal(whole, torch.cat(chunks))
 
 
 def test_normalised_and_pixel_coordinates_agree():

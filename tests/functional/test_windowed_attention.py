@@ -144,7 +144,7 @@ def test_blocks_equal_all_pairs_with_gradients(seed, lengths, clocks, window, mi
 @pytest.mark.parametrize(
     ("frame", "sound", "window"), [(0.92, -0.08, 1.0), (0.84, 1.84, 1.0), (0.76, 0.06, 0.7)]
 )
-def test_the_edge_of_the_window_is_seen_in_blocks_too(frame, sound, window):
+def test_the_edge_of_the_window_counts_in_blocks_too(frame, sound, window):
     # The distance is no larger than the window, but frame +- window is rounded short of the sound.
     assert abs(frame - sound) <= window
     assert not frame - window <= sound <= frame + window

@@ -1,4 +1,4 @@
-"""Audio retrieval: time decides, masks hide, silence is a finite constant."""
+"""Cross-attention to audio: time decides, masks hide, no audio is a finite constant."""
 
 import math
 
@@ -75,13 +75,13 @@ def test_the_order_of_the_audio_does_not_matter(order):
     )
 
 
-def test_sound_outside_the_window_is_not_heard():
+def test_audio_outside_the_window_has_no_influence():
     attend, (visual, audio, visual_time, audio_time) = build(window=0.25), clip()
     before = attend(visual, audio, visual_time, audio_time)
     late = audio.clone()
     late[:, -1] += 5.0  # at 1.4 s, 0.4 s after the last frame
     assert torch.equal(attend(visual, late, visual_time, audio_time), before)
-    late[:, 0] += 5.0  # at -0.2 s, heard by the first frame only
+    late[:, 0] += 5.0  # at -0.2 s, in the window of the first frame only
     changed = (attend(visual, late, visual_time, audio_time) != before).any(-1)
     assert changed.tolist() == [[True, False, False, False, False]] * 2
 
@@ -127,7 +127,7 @@ def test_blocks_equal_all_pairs_on_ragged_clips_with_every_gradient(frame_rate):
     visual, audio, _, _ = clip(3, 200, 390)
     visual_time = torch.arange(200, dtype=torch.float64).expand(3, 200) / frame_rate
     visual_time = visual_time + 0.01 * torch.rand(3, 200, dtype=torch.float64)
-    # A different start, a different end, and a clip without sound.
+    # A different start, a different end, and a clip without audio.
     audio_time = torch.tensor([[-1.0], [0.3], [0.0]], dtype=torch.float64)
     audio_time = audio_time + torch.arange(390, dtype=torch.float64) / 50
     mask = torch.arange(390) < torch.tensor([[390], [150], [0]])
@@ -142,7 +142,7 @@ def test_blocks_equal_all_pairs_on_ragged_clips_with_every_gradient(frame_rate):
         assert_close(local, dense, rtol=1e-9, atol=1e-10)
 
 
-def test_without_a_picture_every_frame_asks_the_same():
+def test_without_visual_features_every_frame_has_the_same_query():
     attend, (_, audio, visual_time, audio_time) = build(window=0.3), clip()
     out = attend(None, audio, visual_time, audio_time)
     assert out.shape == (2, 5, 8)
@@ -177,7 +177,7 @@ def test_the_resampler_carries_50_hertz_onto_irregular_frames(num_heads, impleme
     assert ((ramp - frames.unsqueeze(-1)).abs() < 1.1e-3).all()
 
 
-def test_the_resampler_hands_nothing_on_where_there_is_no_sound_and_learns():
+def test_the_resampler_hands_nothing_on_where_there_is_no_audio_and_learns():
     resample = AsymmetricCrossAttention.resampler(4)
     audio, audio_time = torch.randn(1, 50, 4), torch.arange(50.0).view(1, -1) / 50
     frames = torch.tensor([[0.5, 7.0]])

@@ -43,7 +43,7 @@ def test_shapes_and_rows(name, mode):
 @pytest.mark.parametrize("mode", PATCH_MODES)
 @settings(max_examples=8)
 @given(seed=st.integers(0, 1000))
-def test_flipping_the_picture_flips_patches_and_swaps_left_and_right(name, mode, seed):
+def test_flipping_the_image_flips_patches_and_swaps_left_and_right(name, mode, seed):
     mapper = LandmarkToPatch(name, mode=mode, ring=int(mode != "gaussian"))
     landmarks = points_inside(mapper, seed=seed, size=(160, 224))
     there = mapper(mapper.scheme.flip(landmarks, 224), (10, 14), (160, 224))
