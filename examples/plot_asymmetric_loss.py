@@ -3,7 +3,7 @@ What does the asymmetric loss do to a gradient?
 ===============================================
 
 Most labels of a rare Action Unit are easy negatives. Binary cross-entropy keeps pulling on each of
-them a little; the asymmetric loss lets go of a negative once it is easy. The price is a shifted
+them a little; the asymmetric loss ignores a negative once it is easy. The price is a shifted
 decision: 0.5 no longer means "as likely as not".
 """
 

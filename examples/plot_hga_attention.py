@@ -42,8 +42,8 @@ print("attention (heads, regions, patches):", tuple(drawn.attention.shape))
 
 # %%
 # Queries and keys drawn apart have nothing to say to each other: every patch gets about the same.
-# With the projection of the keys for both, a region looks at what resembles it. Training finds its
-# own measure of what belongs together.
+# With the projection of the keys for both, a region attends to what resembles it. Training finds
+# its own measure of what belongs together.
 
 with torch.no_grad():
     hga.to_query.weight.copy_(12 * hga.to_key.weight)

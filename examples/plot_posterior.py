@@ -2,7 +2,7 @@
 Why does 0.5 on an ASL model mean 0.147?
 ========================================
 
-The asymmetric loss lets go of easy negatives, so a model trained with it says "active" sooner than
+The asymmetric loss ignores easy negatives, so a model trained with it says "active" sooner than
 the frequencies justify. How much sooner is known in closed form. Here a model is trained until it
 has nothing left to learn, and its outputs are held against how often the label was really 1.
 """

@@ -23,7 +23,7 @@ torch.manual_seed(0)
 
 
 def tone(time: torch.Tensor) -> torch.Tensor:
-    """Return the signal that both clocks look at."""
+    """Return the signal that both clocks sample."""
     return torch.sin(2 * math.pi * 0.9 * time)
 
 
