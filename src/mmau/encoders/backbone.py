@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ __all__ = ["BottleneckAdapter", "LayerMix", "count_parameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """What learns in an encoder around a pretrained backbone.
+    """What learns in an encoder around a pretrained backbone, and how exact the rest is.
 
     With the defaults nothing is added and pretrained weights stay as they are. A record replaces
     what is usual for an encoder as a whole: WavLM with LoRA beside its usual mix of layers is
@@ -29,7 +31,8 @@ class AdapterOptions:
     one and keep what is usual for the others: `AUDIO_ENCODERS.create("wavlm", lora_rank=8)`.
 
     Raises:
-        ValueError: If a value is out of range, or LoRA is asked for next to a trainable backbone.
+        ValueError: If a value is out of range, or LoRA or half precision is asked for next to a
+            trainable backbone.
 
     Examples:
         >>> AdapterOptions(lora_rank=8).lora_alpha
@@ -60,6 +63,9 @@ class AdapterOptions:
     freeze_backbone: bool | None = None
     """Whether the weights of the backbone are left as they are. `None`: pretrained ones are, random
     ones (those of `from_config`) if LoRA or bottlenecks are added to them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which frozen weights are kept and computed, whatever their file stores. What
+    learns is float32, and features are no less exact than the input."""
 
     def __post_init__(self) -> None:
         for name in ("lora_rank", "lora_layers", "d_bottleneck"):
@@ -67,10 +73,16 @@ class AdapterOptions:
                 check_range(name, getattr(self, name), 1)
         if self.lora_place is not None:
             check_choice("lora_place", self.lora_place, ("attention", "feed_forward"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if self.lora_rank is not None and self.freeze_backbone is False:
             raise ValueError(
                 "LoRA next to a trainable backbone has no effect of its own; "
                 "use `lora_rank=None` or `freeze_backbone=True`."
+            )
+        if self.dtype != "float32" and self.freeze_backbone is False:
+            raise ValueError(
+                f"`dtype={self.dtype!r}` is for frozen weights, those that learn are float32; "
+                "use `freeze_backbone=True`, or leave `dtype` out and train under autocast."
             )
 
 
@@ -138,8 +150,8 @@ class BottleneckAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Correct `x`."""
-        correction: Tensor = self.up(F.gelu(self.down(x)))
-        return x + correction
+        correction: Tensor = self.up(F.gelu(self.down(x.to(self.down.weight.dtype))))
+        return x + correction.to(x.dtype)
 
     def attach(self, module: nn.Module) -> None:
         """Apply this adapter to whatever `module` returns from now on.
@@ -299,6 +311,40 @@ def _load_model(model_class: Any, name: str, may_lack: tuple[str, ...], **option
     return model.eval()
 
 
+def _load_preprocessing(name: str, revision: str | None, part: str) -> dict[str, Any]:
+    """Read how published weights want their input; empty if no file says it."""
+    from transformers.utils import cached_file
+
+    # transformers 5 writes a folder of several parts into the first.
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            path = Path(cached_file(name, file, revision=revision))
+        except OSError:
+            continue
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        said = said.get(part, {}) if file == "processor_config.json" else said
+        if said:
+            return {key: value for key, value in said.items() if value is not None}
+    if not Path(name).is_dir():
+        warnings.warn(
+            f"no preprocessor_config.json of {name!r} is in the local cache or could be fetched; "
+            "its input is normalised as is usual for this kind of model.",
+            stacklevel=3,
+        )
+    return {}
+
+
+def contradiction(name: str, stated: str, taken: str) -> ValueError:
+    """Say that pretrained weights want another input than they would get."""
+    return ValueError(
+        f"the preprocessor_config.json of {name!r} says {stated}, which contradicts {taken}; "
+        "correct the file if it is wrong."
+    )
+
+
 def _check_config_keys(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     """Refuse a misspelt key, which transformers would store and ignore."""
     known = sorted(
@@ -324,10 +370,13 @@ class Family:
         "lora_layers",
         "lora_place",
         "freeze_backbone",
+        "dtype",
     )
     """Fields of `AdapterOptions` that mean something here."""
     lora_places: Mapping[str, Mapping[str, tuple[str, ...]]]
     """Place, the usual one first, to the roles of its linear layers and the names they may bear."""
+    preprocessing: str
+    """Part of `processor_config.json` that tells how the input is made."""
     without_effect: tuple[str, ...]
     """Endings of parameters on which no output depends: they never learn."""
     may_lack: tuple[str, ...] = ()
@@ -342,6 +391,11 @@ class Family:
     """Keyword arguments of the model's class."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name on the hub to the sizes of a published model, for building it with random weights."""
+
+
+def as_exact_as(inputs: Tensor, features: Tensor) -> Tensor:
+    """Bring features of half precision weights to the precision of the input."""
+    return features.to(torch.promote_types(features.dtype, inputs.dtype))
 
 
 Encoder = TypeVar("Encoder", bound="AdaptedBackbone")
@@ -382,6 +436,9 @@ class AdaptedBackbone(nn.Module):
             self._lora_names = inject_lora(
                 backbone, self._lora_roles(place), int(config.num_hidden_layers), adapters
             )
+        frozen = getattr(torch, adapters.dtype)
+        for parameter in backbone.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
 
     @classmethod
     def from_pretrained(
@@ -395,6 +452,9 @@ class AdaptedBackbone(nn.Module):
         **options: Any,
     ) -> Encoder:
         """Load published weights and freeze them, beside new adapters.
+
+        The input is normalised as the `preprocessor_config.json` beside the weights says, or where
+        there is none, as is usual for the family.
 
         Args:
             name: Name on the hub such as `"facebook/dinov2-large"`, or a local folder.
@@ -410,7 +470,8 @@ class AdaptedBackbone(nn.Module):
 
         Raises:
             WeightsNotFoundError: If the weights are not here and cannot be fetched.
-            ValueError: If the weights are of another kind of model.
+            ValueError: If the weights are of another kind of model, or an option contradicts their
+                `preprocessor_config.json`.
         """
         kind = _model_class(model_class)
         config = _load_config(name, revision, [known.model_type for known in cls.family.configs])
@@ -418,12 +479,16 @@ class AdaptedBackbone(nn.Module):
             # A checkpoint of several towers keeps the sizes of each in a config of its own.
             config = getattr(config, "vision_config", config)
         cls._prepare(config, attention)
+        said = _load_preprocessing(name, revision, cls.family.preprocessing)
+        if said:
+            options = cls._follow(said, name, options)
         model = _load_model(
             kind,
             name,
             cls.family.may_lack,
             config=config,
             revision=revision,
+            dtype=(adapters or cls.family.usual).dtype,
             **cls.family.model_options,
         )
         backbone = cls._backbone_of(model, attention)
@@ -491,6 +556,13 @@ class AdaptedBackbone(nn.Module):
         return model
 
     @classmethod
+    def _follow(
+        cls, said: Mapping[str, Any], name: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Complete the options of the class by what a preprocessor_config.json says."""
+        raise NotImplementedError
+
+    @classmethod
     def _apply_settings(cls, target: Any) -> None:
         for key, value in cls.family.settings.items():
             if hasattr(target, key):
@@ -500,6 +572,10 @@ class AdaptedBackbone(nn.Module):
         """Return the linear layers of a place."""
         check_choice("lora_place", place, self.family.lora_places)
         return self.family.lora_places[place]
+
+    def _for_backbone(self, x: Tensor) -> Tensor:
+        """Bring an input to the precision of the frozen weights."""
+        return x.to(next(self.backbone.parameters(), x).dtype)
 
     def train(self: Encoder, mode: bool = True) -> Encoder:
         """Switch training mode; a frozen backbone stays in evaluation mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from mmau.encoders.backbone import (
     BottleneckAdapter,
     Family,
     LayerMix,
+    as_exact_as,
+    contradiction,
     encoder_factory,
 )
 from mmau.encoders.log_mel import Framing, check_waveform
@@ -36,6 +39,7 @@ _WAV2VEC = Family(
         "feed_forward": {"intermediate": ("intermediate_dense",), "output": ("output_dense",)},
         "attention": {"query": ("q_proj",), "value": ("v_proj",)},
     },
+    preprocessing="feature_extractor",
     # Softmax cancels a key bias, and no span is masked here.
     without_effect=("k_proj.bias", "masked_spec_embed"),
     may_lack=("masked_spec_embed",),
@@ -43,6 +47,13 @@ _WAV2VEC = Family(
     # distributed training; both belong to pre-training.
     settings={"layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0},
 )
+
+
+def _check_constants(said: Mapping[str, Any], name: str, **constants: float) -> None:
+    """Refuse weights that want another input than the encoder computes."""
+    for key, value in constants.items():
+        if said.get(key, value) != value:
+            raise contradiction(name, f"`{key}={said[key]}`", f"{value}, which is built in")
 
 
 class HuggingFaceSpeechEncoder(AdaptedBackbone):
@@ -58,8 +69,8 @@ class HuggingFaceSpeechEncoder(AdaptedBackbone):
         adapters: What learns; by default bottlenecks of width 64 and a mix of all layers, beside a
             frozen backbone.
         normalize_waveform: Whether each waveform is brought to zero mean and unit variance first.
-            `None` decides as most published models do: yes for those with a layer norm in their
-            convolutions (Large), no for the others (Base).
+            `None` does what `from_pretrained` finds beside the weights, or as WavLM does: yes for
+            models with a layer norm in their convolutions (Large), no for the others (Base).
         max_chunk: Longest segment that is encoded at once, in seconds.
         chunk_margin: Overlap that is thrown away on either side of a chunk, in seconds.
         source: Where the backbone's weights can be had again, if anywhere.
@@ -135,6 +146,19 @@ class HuggingFaceSpeechEncoder(AdaptedBackbone):
             )
         super()._prepare(config, attention)
 
+    @classmethod
+    def _follow(
+        cls, said: Mapping[str, Any], name: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        _check_constants(said, name, sampling_rate=_SAMPLE_RATE)
+        # Where it is left out, transformers normalises.
+        stated = bool(said.get("do_normalize", True))
+        given = options.get("normalize_waveform")
+        if given not in (None, stated):
+            taken = f"`normalize_waveform={given}`, which can be left out"
+            raise contradiction(name, f"`do_normalize={stated}`", taken)
+        return {**options, "normalize_waveform": stated}
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
         """Encode a batch of waveforms."""
         check_shapes(waveform=(waveform, "b n"), lengths=(lengths, "b"))
@@ -163,12 +187,15 @@ class HuggingFaceSpeechEncoder(AdaptedBackbone):
         )
 
     def _encode_chunk(self, waveform: Tensor) -> Tensor:
-        output = self.backbone(waveform, output_hidden_states=self.layer_mix is not None)
-        last: Tensor = output.last_hidden_state
+        output = self.backbone(
+            self._for_backbone(waveform), output_hidden_states=self.layer_mix is not None
+        )
+        last = as_exact_as(waveform, output.last_hidden_state)
         if self.layer_mix is None:
             return last
         # The recorded states of Large end before its final normalisation.
-        mixed: Tensor = self.layer_mix((*output.hidden_states[:-1], last))
+        states = [as_exact_as(waveform, state) for state in output.hidden_states[:-1]]
+        mixed: Tensor = self.layer_mix((*states, last))
         return mixed
 
 
@@ -276,6 +303,7 @@ WHISPER_ARCHITECTURES: dict[str, dict[str, Any]] = {
 _WHISPER = Family(
     usual=AdapterOptions(freeze_backbone=True),
     lora_places={"attention": {"query": ("q_proj",), "value": ("v_proj",)}},
+    preprocessing="feature_extractor",
     # Sines, written down once and for all.
     without_effect=("embed_positions.weight",),
     # A dropped layer would make a frozen encoder noisy, and breaks distributed training.
@@ -370,6 +398,21 @@ class WhisperEncoder(AdaptedBackbone):
     def _backbone_of(cls, model: nn.Module, attention: str | None) -> nn.Module:
         return model.get_submodule("encoder")
 
+    @classmethod
+    def _follow(
+        cls, said: Mapping[str, Any], name: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        _check_constants(
+            said,
+            name,
+            sampling_rate=_SAMPLE_RATE,
+            n_fft=cls._WINDOW,
+            hop_length=cls._HOP,
+            chunk_length=30,
+            dither=0.0,
+        )
+        return dict(options)
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> AudioFeatures:
         """Encode a batch of waveforms."""
         check_shapes(waveform=(waveform, "b n"), lengths=(lengths, "b"))
@@ -385,8 +428,8 @@ class WhisperEncoder(AdaptedBackbone):
 
     def _encode_chunk(self, waveform: Tensor) -> Tensor:
         seconds = F.pad(waveform, (0, self._CHUNK * self.framing.hop - waveform.shape[1]))
-        encoded: Tensor = self.backbone(self.log_mel(seconds)).last_hidden_state
-        return encoded
+        spectrogram = self._for_backbone(self.log_mel(seconds))
+        return as_exact_as(waveform, self.backbone(spectrogram).last_hidden_state)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Compute the spectrogram that Whisper reads.

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from mmau._checks import check_choice, check_shapes
 from mmau._optional import hide_broken_torchaudio
-from mmau.encoders.backbone import AdaptedBackbone, AdapterOptions, Family, encoder_factory
+from mmau.encoders.backbone import (
+    AdaptedBackbone,
+    AdapterOptions,
+    Family,
+    as_exact_as,
+    contradiction,
+    encoder_factory,
+)
 from mmau.encoders.protocols import PretrainedSource, VisualFeatures
 
 with hide_broken_torchaudio():
@@ -23,6 +30,7 @@ _PER_IMAGE_EPS = 0.05
 
 _VISION = Family(
     lora_places={"attention": {"query": ("query", "q_proj"), "value": ("value", "v_proj")}},
+    preprocessing="image_processor",
     # Softmax cancels a key bias, and no token is masked here.
     without_effect=("key.bias", "k_proj.bias", "mask_token"),
     may_lack=("mask_token",),
@@ -44,9 +52,9 @@ class HuggingFaceVisualEncoder(AdaptedBackbone):
         adapters: What learns; by default nothing is added and the backbone is frozen.
         normalize: `"pretrained"`, the statistics that the weights were trained with, or
             `"per_image"`, zero mean and unit deviation over each crop.
-        mean: Mean of red, green and blue for `"pretrained"`; by default that of the family, or of
-            ImageNet.
-        std: Deviation of red, green and blue for `"pretrained"`.
+        mean: Mean of red, green and blue in [0, 1] for `"pretrained"`; by default what
+            `from_pretrained` finds beside the weights, or that of the family, or of ImageNet.
+        std: Deviation of red, green and blue for `"pretrained"`, by default likewise.
         source: Where the backbone's weights can be had again, if anywhere.
 
     Shape:
@@ -99,6 +107,30 @@ class HuggingFaceVisualEncoder(AdaptedBackbone):
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
+    @classmethod
+    def _follow(
+        cls, said: Mapping[str, Any], name: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        followed = dict(options)
+        if options.get("normalize", "pretrained") != "pretrained":
+            return followed
+        # The file speaks of pixels from 0 to 255; those of `images` are 255 times smaller.
+        scale = 255 * (said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1)
+        mean, std = cls.mean_and_std
+        statistics = {"mean": said.get("image_mean", mean), "std": said.get("image_std", std)}
+        if not said.get("do_normalize", True):
+            statistics = {"mean": 0.0, "std": 1.0}
+        for option, value in statistics.items():
+            stated = (torch.tensor(value, dtype=torch.float64) / scale).expand(3)
+            given = options.get(option)
+            if given is None:
+                followed[option] = stated.tolist()
+            # Rounded statistics are the same statistics.
+            elif not torch.allclose(stated, stated.new_tensor(given), rtol=0, atol=1e-3):
+                taken = f"`{option}={given}`, which can be left out"
+                raise contradiction(name, f"{stated.tolist()} for pixels in [0, 1]", taken)
+        return followed
+
     def forward(self, images: Tensor) -> VisualFeatures:
         """Encode a batch of crops."""
         check_shapes(images=(images, "b 3 h w"))
@@ -112,8 +144,9 @@ class HuggingFaceVisualEncoder(AdaptedBackbone):
                 f"height and width of `images` must be multiples of the patch size "
                 f"{self.patch_size}; got {height} x {width}."
             )
-        output = self.backbone(pixel_values=self._normalized(images), **self._options)
-        tokens: Tensor = output.last_hidden_state
+        pixels = self._for_backbone(self._normalized(images))
+        output = self.backbone(pixel_values=pixels, **self._options)
+        tokens = as_exact_as(images, output.last_hidden_state)
         grid = (height // self.patch_size, width // self.patch_size)
         # Counted from the end: how many class and register tokens there are is the model's affair.
         prefix = tokens.shape[1] - grid[0] * grid[1]
