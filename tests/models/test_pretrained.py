@@ -100,12 +100,14 @@ def test_the_record_says_what_it_is(saved):
     assert record.base_weights == {}
 
 
-def test_frozen_base_weights_are_fetched_again_and_not_saved(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}])
+def test_frozen_base_weights_are_fetched_again_and_not_saved(options, tmp_path):
     tiny_dinov2(**TINY).backbone.save_pretrained(tmp_path / "dino")
     tiny_wavlm(num_layers=1).backbone.save_pretrained(tmp_path / "wavlm")
+    dino, wavlm = ({"name": str(tmp_path / name), **options} for name in ("dino", "wavlm"))
     config = small_config(
-        visual=Component("dinov2", {"name": str(tmp_path / "dino"), "lora_rank": 2}),
-        audio=Component("wavlm", {"name": str(tmp_path / "wavlm"), "d_bottleneck": 4}),
+        visual=Component("dinov2", {**dino, "lora_rank": 2}),
+        audio=Component("wavlm", {**wavlm, "d_bottleneck": 4}),
     )
     detector = shake(build_detector(config).eval())
     folder = save_pretrained(detector, tmp_path / "run")
