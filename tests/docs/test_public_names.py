@@ -183,3 +183,22 @@ def test_a_docstring_without_one_of_the_arguments_is_found():
         return a + b
 
     assert _differences(add, inspect.getdoc(add)) == (["a"], ["a", "b"])
+
+
+def _used_by():
+    """Words of the recipes, the command line, the examples and the pages."""
+    used = set()
+    for folder in (ROOT / "recipes", ROOT / "src" / "mmau" / "cli", ROOT / "examples"):
+        for path in folder.rglob("*.py"):
+            used |= _used_in_code(path.read_text(encoding="utf-8"))
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
+        used |= set(re.findall(r"\w+", page.read_text(encoding="utf-8")))
+    return used
+
+
+def test_every_public_name_has_a_caller():
+    used = _used_by()
+    idle = [path for path in DOCUMENTED if path.rpartition(".")[2] not in used]
+    assert not idle, "no recipe, command, example or page uses " + ", ".join(idle)
+    assert "AGSSM" in used
+    assert "absent_name_of_nothing" not in used
