@@ -26,9 +26,7 @@ def add_parser(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
-    from mmau.cli.parser import build_parser
-
-    console.result(completion_script(build_parser(), arguments.shell))
+    console.result(completion_script(arguments.parser, arguments.shell))
     return 0
 
 

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--log-json", action="store_true", help="progress, notes and errors as JSON lines on stderr"
     )
+    parser.set_defaults(parser=parser)  # for the command that completes all of them
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (prepare, predict, evaluate, components, doctor, completion):
         module.add_parser(commands, [common])

@@ -605,19 +605,19 @@ def loss_and_gradient(
     sign = negative - y
     # An infinite logit acts as the largest finite one: k * log(k) stays 0 instead of 0 * inf.
     z = (x * sign).clamp_(-limits.max, limits.max)
-    minus_z = -z
-    e, k = torch.sigmoid(z), torch.sigmoid(minus_z)
+    negative_z = -z
+    e, k = torch.sigmoid(z), torch.sigmoid(negative_z)
     k_above_0 = k.clamp(min=limits.tiny)
     # Where k underflows its logarithm is still -z, and log k < -z everywhere.
     if not terms.has_margin:
-        e_m, u, largest_log = e, k_above_0.clone(), minus_z
+        e_m, u, largest_log = e, k_above_0.clone(), negative_z
     else:
         m = negative * terms.margin
         e_m = (e - m).clamp_(min=0)
         if isinstance(terms.margin, Tensor):
-            largest_log = torch.where(m > 0, 0.0, minus_z)
+            largest_log = torch.where(m > 0, 0.0, negative_z)
         else:
-            largest_log = minus_z.mul_(y)
+            largest_log = negative_z.mul_(y)
         u = m.add_(k_above_0)
     # Just below 1 the quotient rho is 1 to the last digit; at 1 it would be 0 / 0.
     u.clamp_(max=1 - limits.eps / 2)

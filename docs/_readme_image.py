@@ -1,4 +1,4 @@
-"""Draw the picture of the README from a finished demo: `python docs/_readme_picture.py runs/demo`.
+"""Draw the image of the README from a finished demo: `python docs/_readme_image.py runs/demo`.
 
 Without the face crops, since the repository holds no photographs.
 """
