@@ -77,6 +77,12 @@ def test_attention_is_counted_as_a_fused_kernel_keeps_it():
     assert cost.forward_flops == 2 * 2 * 4 * 100 * 100 * 16
 
 
+def test_a_linear_layer_keeps_its_input_and_its_weights_do_not_count():
+    layer = nn.Linear(3, 2, device="meta")
+    cost = measure_cost(lambda: layer(torch.empty(2, 3, device="meta")), layer)
+    assert cost == Cost(activations=24, forward_flops=24, backward_flops=24)
+
+
 def test_costs_grow_with_what_they_are_of(plan):
     longer = plan_step(CONFIG, **{**SMALL, "frames": 64})
     assert longer.frame == plan.frame

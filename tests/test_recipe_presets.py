@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,22 @@ def test_problems_are_found_before_any_work(presets, tmp_path):
     said = problems(dataclasses.replace(presets.DEMO, data=both))
     assert "must not exceed 1 together" in said
     assert "--data.flip mirrors images, but a frame stage caches" in said
+
+
+def test_as_many_processes_as_clips_may_share_them_and_no_more(presets, monkeypatch):
+    import affwild2_au
+
+    monkeypatch.setattr(affwild2_au, "TrainingClips", lambda *given: range(3))
+
+    def start(num_processes):
+        accelerator = SimpleNamespace(num_processes=num_processes)
+        # No detector: an AttributeError comes from behind the check.
+        affwild2_au.train_detector("", None, {"train": []}, {}, presets.SMOKE, accelerator)
+
+    with pytest.raises(AttributeError, match="'NoneType'"):
+        start(3)
+    with pytest.raises(SystemExit, match="4 processes cannot share 3 training clips"):
+        start(4)
 
 
 def test_a_data_root_with_holes_is_described(presets, tmp_path):

@@ -154,5 +154,10 @@ def test_the_options_describe_the_posterior(loss):
     logits = torch.linspace(-6, 6, 13).repeat(2, 1).T
     found = asymmetric_posterior(logits, **loss.posterior_options)
     assert torch.equal(found, loss.posterior(logits))
+    if isinstance(loss, FocalLoss):
+        weights = {} if loss.alpha is None else {"pos_weight": loss.alpha / (1 - loss.alpha)}
+        focus = {"gamma_pos": loss.gamma, "gamma_neg": loss.gamma, "margin": 0.0}
+        expected = asymmetric_posterior(logits, **focus, detach_focus=loss.detach_focus, **weights)
+        torch.testing.assert_close(found, expected)
     torch.testing.assert_close(loss.posterior(loss.logits_from_posterior(found)), found)
     assert None not in loss.posterior_options.values()

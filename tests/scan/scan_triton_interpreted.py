@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from mmau.modules import AGSSM
-from mmau.scan import reference
+from mmau.scan import reference, selective_scan
 from mmau.testing import check_scan_backend
 
 
@@ -54,7 +54,8 @@ def compare(run, exact, single, inputs, *, tolerance=2e-6):
         assert (one - other).abs().max() <= tolerance * one.abs().max(), (run, index)
 
 
-def test_it_keeps_the_contract_of_all_backends():
+def test_it_keeps_the_contract_of_all_backends(backend):
+    assert backend.BACKEND.compiles
     check_scan_backend("triton", device="cpu", lengths=(1, 5), tolerance=2e-6, bitwise=True)
 
 
@@ -82,6 +83,26 @@ def test_it_agrees_with_the_reference(backend, discretization, sizes, with_reset
         )
 
     compare(discretization, through(reference), through(backend), inputs)
+
+
+def test_a_reset_inside_a_chunk_separates_packed_clips():
+    x, delta, A, B, C, h = (v.float() for v in make())
+    x[:, :5] = math.nan
+    reset = torch.zeros(2, 11, dtype=torch.bool)
+    reset[:, 5] = True
+    args = {"return_state": True, "backend": "triton"}
+    packed, state = selective_scan(x, delta, A, B, C, initial_state=h, reset=reset, **args)
+    alone = selective_scan(*(v[:, 5:] for v in (x, delta)), A, *(v[:, 5:] for v in (B, C)), **args)
+    assert torch.equal(packed[:, 5:], alone[0])
+    assert torch.equal(state, alone[1])
+
+
+def test_channels_need_not_be_neighbours_in_memory():
+    inputs = [v.float() for v in make()[:5]]
+    strided = [v.transpose(0, -1).contiguous().transpose(0, -1) for v in inputs]
+    assert torch.equal(
+        selective_scan(*strided, backend="triton"), selective_scan(*inputs, backend="triton")
+    )
 
 
 def test_the_backward_is_deterministic(backend):

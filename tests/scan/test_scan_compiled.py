@@ -141,6 +141,12 @@ def test_the_number_of_threads_does_not_change_a_bit(compiled):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_tensor_elsewhere_is_refused(compiled):
+    inputs = [v.to("meta") for v in make()[:5]]
+    with pytest.raises(ValueError, match="backend 'compiled' runs on 'cpu'; got tensors on 'meta'"):
+        selective_scan(*inputs, backend=compiled)
+
+
 # ------------------------------------------------------------------ building
 @pytest.mark.parametrize("missing", ["my-c++", "ninja"])
 def test_a_missing_tool_is_named(monkeypatch, tmp_path, missing):

@@ -102,6 +102,13 @@ def test_frozen_weights_are_not_saved_and_a_wrong_state_touches_nothing():
     assert torch.equal(model[1].weight, before)
 
 
+def test_statistics_of_a_trainable_norm_are_saved():
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)).requires_grad_(False)
+    model[1].requires_grad_(True)
+    statistics = {"1.num_batches_tracked", "1.running_mean", "1.running_var"}
+    assert set(trainable_tensors(model)) == {"1.bias", "1.weight"} | statistics
+
+
 def test_resumable_refuses_the_state_of_another_run(tmp_path):
     def run(width, **parts):
         model = nn.Linear(width, 1)
