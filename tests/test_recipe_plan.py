@@ -77,10 +77,12 @@ def test_attention_is_counted_as_a_fused_kernel_keeps_it():
     assert cost.forward_flops == 2 * 2 * 4 * 100 * 100 * 16
 
 
-def test_a_linear_layer_keeps_its_input_and_its_weights_do_not_count():
+@pytest.mark.parametrize(("learns", "backward"), [(False, 24), (True, 48)])
+def test_a_linear_layer_keeps_its_input_and_its_weights_do_not_count(learns, backward):
     layer = nn.Linear(3, 2, device="meta")
-    cost = measure_cost(lambda: layer(torch.empty(2, 3, device="meta")), layer)
-    assert cost == Cost(activations=24, forward_flops=24, backward_flops=24)
+    rows = torch.empty(2, 3, device="meta", requires_grad=learns)
+    cost = measure_cost(lambda: layer(rows), layer)
+    assert cost == Cost(activations=24, forward_flops=24, backward_flops=backward)
 
 
 def test_costs_grow_with_what_they_are_of(plan):
