@@ -230,7 +230,10 @@ def test_a_missing_file_is_named(tmp_path):
     ("call", "message"),
     [
         (lambda: Calibration(("AU1", "AU1"), (0.5, 0.5)), "`au_names` must be at least one name"),
-        (lambda: Calibration(("AU1",), (0.5,), (1.0, 2.0)), "must be 1 windows or none"),
+        (
+            lambda: Calibration(("AU1",), (0.5,), (1.0, 2.0)),
+            "`smoothing` must be 1 windows or none",
+        ),
         (lambda: Calibration(("AU1",), (0.5,), (-1.0,)), "`smoothing` must be in"),
         (lambda: Calibration().decide(torch.ones(3)), "axis `c` of `prob` must be 12"),
     ],

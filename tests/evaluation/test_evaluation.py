@@ -199,6 +199,8 @@ def test_an_action_unit_without_positives_is_named_and_not_averaged():
     assert "no positive label, so no F1 and not in the mean: AU2" in report.render()
     record = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert record["per_au"]["AU2"]["f1"][ROWS[0]] is None
+    assert record["per_au"]["AU2"]["positives"] == 0
+    assert record["per_au"]["AU2"]["labelled"] == sum(len(t.labels) for t in trials)
     known = [record["per_au"][name]["f1"][ROWS[0]] for name in ("AU1", "AU4")]
     assert record["mean_f1"][ROWS[0]]["all"]["estimate"] == pytest.approx(np.mean(known))
 

@@ -324,6 +324,11 @@ def test_importing_loads_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_a_negative_number_of_threads_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`num_threads` must be in"):
+        VideoReader(tmp_path / "a.mp4", num_threads=-1)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MediaError, match=f"^no such file: {re.escape(str(tmp_path / 'no.mp4'))}$"):
         check_file(tmp_path / "no.mp4")

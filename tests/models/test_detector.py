@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from mmau.encoders import LogMelEncoder
 from mmau.encoders.vision import tiny_dinov2
 from mmau.models import AUDetector, Component, DetectorConfig, build_detector
-from mmau.modules import HGA, LandmarkToPatch, VisionMamba
+from mmau.modules import HGA, AsymmetricCrossAttention, LandmarkToPatch, VisionMamba
 
 TINY = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "image_size": 32}
 
@@ -239,6 +239,10 @@ def parts(**changes):
         ({"hga": None}, "`hga` and `landmark_to_patch` belong together"),
         ({"audio_encoder": LogMelEncoder()}, "`audio_encoder` and the `d_audio` of the temporal"),
         ({"temporal": VisionMamba(16, 8)}, "`audio_encoder` and the `d_audio` of the temporal"),
+        (
+            {"audio_cross_attention": AsymmetricCrossAttention(16, 8, 2)},
+            "`audio_cross_attention` needs an `audio_encoder`",
+        ),
         ({"dropout": 1.0}, "`dropout` must be in"),
         ({"frames_per_chunk": 0}, "`frames_per_chunk` must be in"),
     ],

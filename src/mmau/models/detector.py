@@ -112,6 +112,8 @@ class AUDetector(nn.Module):
                 "`audio_encoder` and the `d_audio` of the temporal model belong together; got "
                 f"audio encoder {given} and d_audio={self.d_audio}."
             )
+        if audio_cross_attention is not None and audio_encoder is None:
+            raise ValueError("`audio_cross_attention` needs an `audio_encoder`; got None.")
         self.visual_encoder = visual_encoder
         self.landmark_to_patch = landmark_to_patch
         self.hga = hga
