@@ -236,6 +236,10 @@ def test_a_missing_file_is_named(tmp_path):
         ),
         (lambda: Calibration(("AU1",), (0.5,), (-1.0,)), "`smoothing` must be in"),
         (lambda: Calibration().decide(torch.ones(3)), "axis `c` of `prob` must be 12"),
+        (
+            lambda: Calibration(probability="posterior").probability_of(torch.ones(12)),
+            "does not say under which loss: `posterior_options` is empty",
+        ),
     ],
 )
 def test_refusals(call, message):

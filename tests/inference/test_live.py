@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmau.evaluation import Calibration
-from mmau.inference import AUPredictor, StageTimes
+from mmau.inference import AUPredictor, LiveSession, StageTimes
 from mmau.inference.stream import LiveSound
 from mmau.media import read_audio
 from mmau.media.video import VideoReader
@@ -87,6 +87,14 @@ def test_what_looks_ahead_is_refused(small_detector):
     predictor.live(smoothing=False).close()
     with pytest.raises(ValueError, match="VisionMamba, looks ahead, so there is no answer before"):
         AUPredictor(small_detector(bidirectional=True), crop_size=64).live()
+
+
+def test_a_session_of_its_own_checks_the_calibration_and_switches_training_off(small_detector):
+    detector = small_detector().train()
+    with pytest.raises(ValueError, match="the calibration is for AU1, AU2, but the detector"):
+        LiveSession(detector, Calibration(("AU1", "AU2"), (0.5, 0.5)), crop_size=64)
+    LiveSession(detector, Calibration(detector.au_names, (0.5,) * 12), crop_size=64).close()
+    assert not detector.training
 
 
 def test_wrong_use_is_one_sentence(small_detector, frames):

@@ -162,9 +162,17 @@ class Calibration:
 
         Returns:
             `(..., c)`, in [0, 1]: the sigmoid, or the posterior under the training loss.
+
+        Raises:
+            ValueError: If it is a posterior and `posterior_options` is empty.
         """
         if self.probability == "raw":
             return torch.sigmoid(logits)
+        if not self.posterior_options:
+            raise ValueError(
+                "the calibration is for posterior probabilities but does not say under which loss: "
+                "`posterior_options` is empty."
+            )
         options: dict[str, Any] = {
             name: torch.tensor(value) if isinstance(value, tuple) else value
             for name, value in self.posterior_options.items()

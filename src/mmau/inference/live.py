@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmau._checks import check_range
 from mmau.data.prepared import PreparedChunk
 from mmau.evaluation.calibration import Calibration
-from mmau.inference.session import Session, StageTimes, check_frame
+from mmau.inference.session import Session, StageTimes, check_calibration, check_frame
 from mmau.inference.stream import LiveSound
 from mmau.media.faces import FaceFinder, FaceOptions
 from mmau.media.video import VideoFrame
@@ -46,7 +46,7 @@ class LiveSession:
     `causal=True` it is the same, to rounding.
 
     Args:
-        detector: The detector, with a causal temporal model, in eval mode.
+        detector: The detector, with a causal temporal model; it is set to eval mode.
         calibration: Thresholds and smoothing; the smoothing must not look ahead.
         crop_size: Side of the aligned face crop in pixels, as in training.
         faces: Which face is followed, and by what it is found; not `"all"`.
@@ -55,7 +55,9 @@ class LiveSession:
         stages: Where to add the time of each stage.
 
     Raises:
-        ValueError: If the temporal model or the smoothing looks ahead.
+        ValueError: If the temporal model or the smoothing looks ahead, or the calibration is for
+            other Action Units than the detector, or for a posterior without saying under which
+            loss.
 
     Examples:
         ```python
@@ -78,6 +80,8 @@ class LiveSession:
         stages: StageTimes | None = None,
     ) -> None:
         check_range("sound_context", sound_context, 0, open_low=True)
+        check_calibration(calibration, detector)
+        detector.eval()
         self._calibration = calibration
         self._stages = StageTimes() if stages is None else stages
         self._sound = (

@@ -22,6 +22,7 @@ from mmau.inference.session import (
     Session,
     StageTimes,
     VideoLogits,
+    check_calibration,
     checked_frames,
     detector_logits,
     increasing,
@@ -62,16 +63,7 @@ class AUPredictor:
         names = tuple(detector.au_names)
         if calibration is None:
             calibration = Calibration(au_names=names, thresholds=(0.5,) * len(names))
-        if tuple(calibration.au_names) != names:
-            raise ValueError(
-                f"the calibration is for {', '.join(calibration.au_names)}, "
-                f"but the detector predicts {', '.join(names)}."
-            )
-        if calibration.probability == "posterior" and not calibration.posterior_options:
-            raise ValueError(
-                "the calibration is for posterior probabilities but does not say under which loss: "
-                "`posterior_options` is empty."
-            )
+        check_calibration(calibration, detector)
         self.detector = detector.eval()
         self.calibration = calibration
         self.crop_size = crop_size

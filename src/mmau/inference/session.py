@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmau.data.prepared import PreparedChunk, PreparedTrial
+from mmau.evaluation.calibration import Calibration
 from mmau.inference.stream import LiveSound, LogitStream, SoundStream, encode_trial
 from mmau.media.audio import cut_sound
 from mmau.media.video import VideoFrame
@@ -285,6 +286,17 @@ def checked_frames(frames: Iterable[tuple[NDArray[np.uint8], float]]) -> Iterato
         check_frame(image, seconds, before)
         before = float(seconds)
         yield VideoFrame(index=index, time=before, image=image)
+
+
+def check_calibration(calibration: Calibration, detector: AUDetector) -> None:
+    """Refuse thresholds of other outputs, or of a posterior that cannot be computed."""
+    names = tuple(detector.au_names)
+    if tuple(calibration.au_names) != names:
+        raise ValueError(
+            f"the calibration is for {', '.join(calibration.au_names)}, "
+            f"but the detector predicts {', '.join(names)}."
+        )
+    calibration.probability_of(torch.zeros(len(names)))  # raises if it cannot be computed
 
 
 def check_frame(image: Any, time: float, before: float) -> None:
