@@ -23,8 +23,8 @@ every random number depends on the seed, the step and the clip alone. Other sett
 
 What is measured and what is only claimed. `demo` has been run as it stands; its data are rendered
 from two photographs, so its score says that the pipeline learns, and nothing about people.
-`paper` holds every setting of section 4.1, but has never been run on Aff-Wild2, whose data are
-licensed; 59.45 % is the paper's own validation figure, not ours.
+`paper` follows section 4.1 (`docs/paper.md` lists where it differs), but has never been run on
+Aff-Wild2, whose data are licensed; 59.45 % is the paper's own validation figure, not ours.
 """
 
 from __future__ import annotations

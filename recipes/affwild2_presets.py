@@ -74,7 +74,7 @@ class FrameStage:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the detector is trained; the defaults are the paper's (section 4.1)."""
+    """How the detector is trained; the defaults follow section 4.1."""
 
     lr: float = 2e-4
     """Peak learning rate of the new modules."""
@@ -272,7 +272,7 @@ def at_demo_size(row: Row, config: Config = DEMO) -> Config:
 PRESETS: dict[str, tuple[str, Config]] = {
     "demo": ("Embedded data, tiny encoders from scratch: minutes on two cores.", DEMO),
     "smoke": ("A few clips, end to end: whether everything runs.", SMOKE),
-    "paper": ("Every setting of section 4.1; needs Aff-Wild2 and pretrained weights.", PAPER),
+    "paper": ("Section 4.1 of the paper; needs Aff-Wild2 and pretrained weights.", PAPER),
     **{
         name: (
             f"Table 1 at paper size: {row.summary}.",
