@@ -13,6 +13,7 @@ from mmau.modules.agssm import AGSSM, AGSSMBlock, AudioGuidedSelection, reverse_
 from mmau.scan import ScanBackend
 from mmau.scan.api import resolve_scan_backend
 from mmau.scan.reference import zoh
+from mmau.training import parameter_groups
 
 
 def clip(b=2, t=9, d=6, a=4):
@@ -61,13 +62,41 @@ def test_the_initialisation_is_the_documented_one():
     assert AGSSM(4).D is None
 
 
-def test_time_constants_are_marked_as_exempt_from_weight_decay():
-    model = AGSSM(6, 4, skip=True, bidirectional=True)
+def assigned(model):
+    """The same weights as other objects, as a loader without copies puts them in."""
+    with torch.device("meta"):
+        other = AGSSM(6, 4, skip=True, bidirectional=True)
+    other.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    return other
+
+
+def filled(model):
+    """Built without memory, then given some."""
+    with torch.device("meta"):
+        other = AGSSM(6, 4, skip=True, bidirectional=True)
+    other.to_empty(device="cpu").load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize(
+    "remake",
+    [
+        lambda model: model,
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: model.double(),
+        assigned,
+        filled,
+    ],
+)
+def test_time_constants_are_exempt_from_weight_decay_whatever_object_holds_them(remake):
+    model = remake(AGSSM(6, 4, skip=True, bidirectional=True))
     expected = {"A_log", "D", "selection.delta_bias"}
     expected |= {f"reversed_scan.{name}" for name in expected}
-    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double()):
-        marked = {n for n, p in same.named_parameters() if getattr(p, "_no_weight_decay", False)}
-        assert marked == expected
+    groups = {g["name"]: g["params"] for g in parameter_groups(model, adapters_in=())}
+    exempt = {id(parameter) for parameter in groups["new, no decay"]}
+    names = {n for n, p in model.named_parameters() if id(p) in exempt and not n.endswith(".bias")}
+    assert names == expected
 
 
 # ------------------------------------------------------------------ audio

@@ -49,9 +49,13 @@ def group_of(groups, parameter):
 def test_where_parameters_go(detector):
     groups = parameter_groups(detector)
     ssm = detector.temporal.layers[0].ssm
-    kept = [p for p in ssm.parameters() if getattr(p, "_no_weight_decay", False)]
-    assert any(p.ndim == 2 for p in kept)  # A_log: only its mark tells it from a matrix
+    kept = [ssm.A_log, ssm.selection.delta_bias]
+    assert ssm.A_log.ndim == 2  # only its name tells it from a matrix
     assert {group_of(groups, p) for p in kept} == {"new, no decay"}
+    head = detector.head.weight
+    head._no_weight_decay = True  # as other Mamba libraries mark theirs
+    assert group_of(parameter_groups(detector), head) == "new, no decay"
+    del head._no_weight_decay
     assert group_of(groups, detector.head.weight) == "new"
     assert group_of(groups, detector.head.bias) == "new, no decay"
     assert group_of(groups, detector.region_norm.weight) == "new, no decay"

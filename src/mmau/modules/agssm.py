@@ -13,7 +13,6 @@ from mmau._checks import check_mask, check_range, check_shapes
 from mmau.modules.temporal import (
     TemporalModule,
     TemporalState,
-    exempt_from_weight_decay,
     zero_where_masked,
 )
 from mmau.scan.api import resolve_scan_backend, selective_scan
@@ -73,6 +72,8 @@ class AudioGuidedSelection(nn.Module):
         ((1, 5, 8), (1, 5, 2), (1, 5, 8))
     """
 
+    no_weight_decay: ClassVar = ("delta_bias",)
+
     def __init__(
         self,
         d_model: int,
@@ -95,12 +96,7 @@ class AudioGuidedSelection(nn.Module):
         self.to_B = nn.Linear(d_model, d_state, bias=False)
         self.to_C = nn.Linear(d_model, d_state, bias=False)
         self.to_gate = None if d_audio is None else nn.Linear(d_audio, d_model, bias=False)
-        exempt_from_weight_decay(self.delta_bias)
         self.reset_parameters()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        exempt_from_weight_decay(self.delta_bias)  # copy.deepcopy drops the mark
 
     def reset_parameters(self) -> None:
         """Draw the steps log-uniformly, so that memories of all lengths are there to begin with."""
@@ -190,8 +186,8 @@ class AGSSM(TemporalModule):
     projections before it are matrix products whose last bit may depend on how many rows they have,
     so the outputs of the module agree to rounding (about 1e-6 in float32).
 
-    `A_log`, `selection.delta_bias` and `D` are time constants and scales: they carry
-    `parameter._no_weight_decay = True`, for whoever builds the optimiser.
+    `A_log`, `selection.delta_bias` and `D` are time constants and scales: the class lists them in
+    `no_weight_decay`, which `mmau.training.parameter_groups` reads.
 
     Args:
         d_model: Width `d` of the visual stream and of the output.
@@ -231,6 +227,8 @@ class AGSSM(TemporalModule):
 
     _streaming_option: ClassVar[str] = "bidirectional=False"
 
+    no_weight_decay: ClassVar = ("A_log", "D")
+
     def __init__(
         self,
         d_model: int,
@@ -258,7 +256,6 @@ class AGSSM(TemporalModule):
         self.selection = AudioGuidedSelection(d_model, d_audio, d_state, dt_range=dt_range)
         self.A_log = nn.Parameter(torch.empty(d_model, d_state))
         self.D = nn.Parameter(torch.empty(d_model)) if skip else None
-        exempt_from_weight_decay(self.A_log, self.D)
         self.reversed_scan: AGSSM | None = None
         if bidirectional and not share_directions:
             self.reversed_scan = AGSSM(
@@ -271,10 +268,6 @@ class AGSSM(TemporalModule):
                 dt_range=dt_range,
             )
         self.reset_parameters()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        exempt_from_weight_decay(self.A_log, self.D)  # copy.deepcopy drops the marks
 
     def reset_parameters(self) -> None:
         """Start each channel with decay rates 1 to n; S4D-real."""

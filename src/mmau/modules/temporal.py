@@ -58,17 +58,6 @@ def zero_where_masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return tensor.masked_fill(~mask.reshape(*mask.shape, *(1,) * (tensor.ndim - mask.ndim)), 0.0)
 
 
-def exempt_from_weight_decay(*parameters: nn.Parameter | None) -> None:
-    """Mark parameters whose value is a time constant, which weight decay would change.
-
-    The mark `_no_weight_decay` is an attribute of the Python object, kept by `.to()` and pickling.
-    `copy.deepcopy` replaces the object and drops it; modules here mark their copies again.
-    """
-    for parameter in parameters:
-        if parameter is not None:
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
-
-
 class TemporalModule(nn.Module):
     """Base class of the temporal models here, which a model of another package may use too."""
 

@@ -111,8 +111,9 @@ def parameter_groups(
 
     What lies inside a pretrained encoder (LoRA, adapters) learns at `lr_adapters`, everything else
     at `lr`. Biases, scales of normalisations and other vectors do not decay, nor do parameters that
-    carry `_no_weight_decay = True` (`A_log`, the bias of Delta). Frozen parameters are left out, so
-    the optimiser keeps no state for them.
+    the class of their module names in `no_weight_decay` (`A_log`, the bias of Delta), or that carry
+    `_no_weight_decay = True`, as those of other Mamba libraries do. Frozen parameters are left out,
+    so the optimiser keeps no state for them.
 
     Args:
         model: The model.
@@ -148,6 +149,12 @@ def parameter_groups(
             raise ValueError(
                 f"`adapters_in` names {name!r}, which {type(model).__name__} does not have."
             )
+    # By name: a mark on a parameter is lost when another object takes its place.
+    exempt = {
+        id(getattr(module, name))
+        for module in model.modules()
+        for name in getattr(module, "no_weight_decay", ())
+    }
     prefixes = tuple(f"{name}." for name in adapters_in)
     groups: dict[str, dict[str, Any]] = {}
     for kind, rate in (("new", lr), ("adapters", lr_adapters)):
@@ -158,7 +165,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         kind = "adapters" if name.startswith(prefixes) else "new"
-        decays = parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False)
+        marked = id(parameter) in exempt or getattr(parameter, "_no_weight_decay", False)
+        decays = parameter.ndim > 1 and not marked
         groups[kind if decays else f"{kind}, no decay"]["params"].append(parameter)
     used = [group for group in groups.values() if group["params"]]
     if not used:
