@@ -40,15 +40,16 @@ def start(
 
 
 def show(title: str, rows: list[Row]) -> None:
-    """Print rows as a table."""
+    """Print rows as a table; a row need not have every column."""
 
     def word(value: object) -> str:
         if isinstance(value, dict):
             return str(tuple(value.values()))
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    lines = [list(rows[0]), *([word(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(rows[0]))]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([word(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"\n{title}")
     for line in lines:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
