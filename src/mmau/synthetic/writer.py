@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from mmau._checks import check_range
 from mmau._files import atomic_write
 from mmau._optional import require
+from mmau._pool import Work, run_in_processes
 from mmau.action_units import AU_NAMES
 from mmau.progress import ProgressCallback
 from mmau.synthetic.clips import ClipPlan, hidden_ranges, plan_clip, render_clip
@@ -372,16 +371,14 @@ def _render_all(todo: Sequence[_Job], jobs: int) -> Iterator[None]:
             _render_one(job, faces)
             yield
         return
-    pool = ProcessPoolExecutor(
-        min(jobs, len(todo)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-    try:
-        # The meshes travel with each job, so that a fresh process needs no MediaPipe.
-        for future in as_completed([pool.submit(_render_one, job, faces) for job in todo]):
-            future.result()
-            yield
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # The meshes travel to each process, so that a fresh one needs no MediaPipe.
+    named = {str(job.video): job for job in todo}
+    for _, future in run_in_processes(named, _start_renderer, faces, jobs):
+        future.result()
+        yield
+
+
+def _start_renderer(faces: Sequence[Face]) -> Work[_Job, None]:
+    """Get a process ready to render."""
+    torch.set_num_threads(1)
+    return lambda job, progress: _render_one(job, faces)
